@@ -1,0 +1,72 @@
+"""QLoRA in bf16 without dtype mismatches: ``import qlora_bf16_patch`` at the top of the script.
+
+The import loads no torch; each patch is installed when its library arrives.
+"""
+
+from __future__ import annotations
+
+import logging as _logging
+import os as _os
+from typing import TYPE_CHECKING
+
+from .patches import CATALOGUE as _CATALOGUE
+from .registry import Patch, Registry, Status
+from .toggles import EnvironmentVariableError, UnknownPatchError
+from .toggles import Toggles as _Toggles
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "EnvironmentVariableError",
+    "Patch",
+    "Status",
+    "UnknownPatchError",
+    "disable",
+    "disabled",
+    "enable",
+    "enabled",
+    "guard",
+    "register",
+    "status",
+    "uninstall",
+]
+__version__ = "0.1.0"
+
+_logger = _logging.getLogger(__name__)
+_logger.addHandler(_logging.NullHandler())
+_toggles = _Toggles(_os.environ, [patch.name for patch in _CATALOGUE])
+if _toggles.log_level is not None:
+    _logger.setLevel(_toggles.log_level)
+
+_registry = Registry(_toggles)
+enable, disable = _registry.enable, _registry.disable
+enabled, disabled = _registry.enabled, _registry.disabled
+register, status, uninstall = _registry.register, _registry.status, _registry.uninstall
+
+
+def _strict() -> bool:
+    return _toggles.strict
+
+
+def guard(model: torch.nn.Module) -> torch.nn.Module:
+    """Bring a model under ``peft.boundary`` that was built before the import, or without PEFT.
+
+    Args:
+        model: a model with bitsandbytes 4- or 8-bit layers.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the model has no bitsandbytes layer.
+    """
+    from .patches.boundary import mark
+
+    if not mark(model, _registry.installation("peft.boundary"), _toggles.strict):
+        raise ValueError(f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to guard.")
+    return model
+
+
+for _patch in _CATALOGUE:
+    register(_patch)
