@@ -65,8 +65,8 @@ class Status:
 class Installation:
     """What one patch has put in place.
 
-    Wrappers read ``on`` at every call: code compiled by torch and methods bound by accelerate keep the wrapper after the
-    class attribute is restored, and only a flag reaches them.
+    Wrappers read ``on`` at every call: code compiled by torch and methods bound by accelerate keep the wrapper after
+    the class attribute is restored, and only a flag reaches them.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Installation:
         if any(o is owner and a == attribute and vars(o).get(a) is w for o, a, _, w in self._wrapped):
             return
         before = vars(owner).get(attribute, _MISSING)
-        wrapt.wrap_object(owner, attribute, factory, (self,))
+        wrapt.wrap_object(owner, attribute, factory, (self,))  # type: ignore[arg-type]  # typed for proxies alone
         self._wrapped.append((owner, attribute, before, vars(owner)[attribute]))
 
     @property

@@ -33,8 +33,8 @@ def _load() -> Factory:
                 return original(self, x)  # type: ignore[no-any-return]
             if not x.dtype.is_floating_point:
                 raise TypeError(
-                    f"{type(self).__name__} was given a {x.dtype} tensor of shape {tuple(x.shape)}: its caller cast the "
-                    "activations to the weight's storage dtype, which destroys them. Cast to the layer's "
+                    f"{type(self).__name__} was given a {x.dtype} tensor of shape {tuple(x.shape)}: its caller cast "
+                    "the activations to the weight's storage dtype, which destroys them. Cast to the layer's "
                     f"compute_dtype ({self.compute_dtype}) instead."
                 )
             if not self.compute_type_is_set:
