@@ -17,6 +17,8 @@ HALVES = [torch.bfloat16, torch.float16]
 
 
 class Toy(nn.Module):
+    is_loaded_in_4bit = True  # what makes PEFT choose its Linear4bit
+
     def __init__(self, bias=True):
         super().__init__()
         self.proj = bnb.nn.Linear4bit(64, 64, bias=bias, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")
