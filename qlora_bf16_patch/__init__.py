@@ -61,12 +61,13 @@ def guard(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         ValueError: the model has no bitsandbytes layer.
     """
+    if _toggles.killed:
+        return model
+
     import peft.tuners.tuners_utils  # noqa: F401  # brings the patch in place, where a script without PEFT did not
 
     from .patches.boundary import mark
 
-    if _toggles.killed:
-        return model
     if not mark(model, _registry.installation("peft.boundary"), _toggles.strict):
         raise ValueError(f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to guard.")
     return model

@@ -64,11 +64,9 @@ def _aligner(strict: bool) -> Factory:
     from torch.nn import GroupNorm, LayerNorm
 
     def would_raise(module: Any, dtype: torch.dtype, x: torch.Tensor) -> bool:
-        if isinstance(module, (LayerNorm, GroupNorm)):
+        if x.device.type == "cpu" and isinstance(module, (LayerNorm, GroupNorm)):
             # Autocast leaves them alone on CPU; there, half inputs with fp32 weights are allowed (mixed dtype).
-            if x.device.type == "cpu":
-                return dtype != torch.float32
-            return not torch.is_autocast_enabled(x.device.type)
+            return dtype != torch.float32
         return not torch.is_autocast_enabled(x.device.type)
 
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
