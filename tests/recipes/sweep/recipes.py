@@ -1,0 +1,92 @@
+"""The ways in which users prepare a 4-bit model for LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
+from transformers import BitsAndBytesConfig
+
+from .architectures import Architecture
+
+
+def nf4(architecture: Architecture) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        # PEFT trains a classification head as it is, and finds it by these names.
+        llm_int8_skip_modules=["classifier", "score"] if architecture.task == "SEQ_CLS" else None,
+    )
+
+
+def save(architecture: Architecture, checkpoint: Path) -> None:
+    """A toy with random weights, in bf16."""
+    torch.manual_seed(0)
+    architecture.model_class(architecture.config).to(torch.bfloat16).save_pretrained(checkpoint)
+
+
+def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
+    """The toy in 4 bits with LoRA on all linear layers, prepared by ``recipe`` (one of ``results.RECIPES``)."""
+    torch.manual_seed(0)
+    model = architecture.model_class.from_pretrained(
+        checkpoint, quantization_config=nf4(architecture), dtype=torch.bfloat16, device_map={"": "cpu"}
+    )
+    for module in model.modules():
+        # For CPUs with AVX512-bf16 bitsandbytes repacks a weight in evaluation, and asserts that 32 divides its rows.
+        if isinstance(module, Linear4bit) and module.out_features % 32:
+            module.support_avx512bf16_for_cpu = False
+    if recipe in ("kbit", "qlora", "trl"):
+        checkpointing = model.supports_gradient_checkpointing
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    lora = LoraConfig(
+        r=4,
+        lora_dropout=0.0,  # PEFT refuses any other where it wraps a Parameter (experts)
+        target_modules="all-linear",
+        task_type=architecture.task,
+        init_lora_weights=False,  # a zero adapter would hide what its values do
+        modules_to_save=head_and_embedding(model) if recipe == "heads" else None,
+    )
+    model = get_peft_model(model, lora, autocast_adapter_dtype=recipe != "adapters16")
+    cast = {"qlora": qlora_script, "norms32": norms_in_fp32, "trl": peft_module_casting_to_bf16}.get(recipe)
+    if cast:
+        cast(model)
+    return model
+
+
+def head_and_embedding(model: Any) -> list[str]:
+    wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [name for name, module in model.named_modules() if any(module is one for one in wanted)]
+
+
+def qlora_script(model: torch.nn.Module) -> None:
+    """The cast loop of artidoro/qlora's ``qlora.py``, with ``--bf16``."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            module.to(torch.bfloat16)
+        if "norm" in name:
+            module.to(torch.float32)
+        if ("lm_head" in name or "embed_tokens" in name) and hasattr(module, "weight"):
+            if module.weight.dtype == torch.float32:
+                module.to(torch.bfloat16)
+
+
+def norms_in_fp32(model: torch.nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm) or "norm" in name.rpartition(".")[2]:
+            module.to(torch.float32)
+
+
+def peft_module_casting_to_bf16(model: torch.nn.Module) -> None:
+    """TRL's function of that name (``trl/experimental/utils.py``), which its trainers call after PEFT's preparation."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm) or "norm" in name:
+            module.to(torch.float32)
+        elif any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe")) and hasattr(module, "weight"):
+            if module.weight.dtype == torch.float32:
+                module.to(torch.bfloat16)

@@ -1,0 +1,83 @@
+"""One run's outcome, as a line of JSON, and what a set of them says. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+RECIPES = ("plain", "kbit", "qlora", "norms32", "trl", "heads", "adapters16")
+MODES = ("generate", "train")
+# Largest difference between logits that differ by bf16 rounding alone, as a share of the largest logit: bf16 keeps 8
+# bits, and a toy's few layers add up some roundings.
+ROUNDING = 0.06
+
+
+@dataclass(frozen=True)
+class Run:
+    """``frames`` are the traceback's deepest, ``apart`` is the distance from unpatched logits under autocast."""
+
+    architecture: str
+    recipe: str
+    mode: str
+    autocast: bool
+    patched: bool
+    outcome: str = "ok"  # or "mismatch" or "error"
+    message: str = ""
+    frames: tuple[str, ...] = ()
+    dtype: str = ""
+    apart: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, bool]:
+        return self.architecture, self.recipe, self.mode, self.autocast
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def planned(architecture: str, recipe: str, sides: Iterable[bool]) -> list[Run]:
+    """The runs of one model. Unpatched under autocast comes first: its logits are what the others' are held against."""
+    return [
+        Run(architecture, recipe, mode, autocast, patched)
+        for mode in MODES
+        for autocast in (True, False)
+        for patched in sides
+    ]
+
+
+def read(file: Path) -> list[Run]:
+    """The runs in ``file``; an interrupted last line is left out."""
+    if not file.exists():
+        return []
+    lines = [line for line in file.read_text().splitlines() if line.endswith("}")]
+    runs = [Run(**{**json.loads(line), "frames": ()}) for line in lines]
+    return list({(run.key, run.patched): run for run in runs}.values())
+
+
+def regressions(runs: Iterable[Run]) -> Iterator[tuple[Run, str]]:
+    """The patched runs that must not be, each with what is wrong."""
+    sides: dict[tuple[str, str, str, bool], dict[bool, Run]] = defaultdict(dict)
+    for run in runs:
+        sides[run.key][run.patched] = run
+    for pair in sides.values():
+        patched, unpatched = pair.get(True), pair.get(False)
+        if patched is None:
+            continue
+        if patched.outcome == "mismatch":
+            yield patched, patched.message
+        elif patched.outcome == "error" and unpatched is not None and unpatched.outcome == "ok":
+            yield patched, f"ran unpatched: {patched.message}"
+
+
+def out_of_reach(runs: Iterable[Run]) -> dict[str, list[str]]:
+    """What fails for another reason with and without the patches: the runs by reason."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        if run.outcome == "error" and not run.patched:
+            reasons[f"{run.architecture}: {run.message}"].append(
+                f"{run.recipe} {run.mode}{' autocast' if run.autocast else ''}"
+            )
+    return {reason: sorted(names) for reason, names in sorted(reasons.items())}

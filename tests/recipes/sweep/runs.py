@@ -1,0 +1,124 @@
+"""Runs a toy: training steps and generation, in and out of autocast, with and without the patches."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import re
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import qlora_bf16_patch  # isort: skip  # before the libraries that it patches
+
+import torch
+import transformers
+
+from . import recipes
+from .architectures import Architecture, architectures
+from .results import Run, planned
+
+# What torch says when dtypes do not fit. "Byte" is the storage of a 4-bit weight.
+MISMATCH = re.compile(
+    r"same dtype|should be the same|scalar type|mixed dtype|dtypes? (to )?match|to match query dtype|Byte|uint8"
+    r"|(can't|cannot) be cast to the desired|dtypes? to be equal|dtype mismatch|different dtypes?"
+    r"|but got:? \S*(float|bfloat16|half)|but found (Float|BFloat16)",
+    re.IGNORECASE,
+)
+TOYS = {architecture.name: architecture for architecture in architectures()}
+
+
+def outcomes(name: str, recipe: str, sides: Iterable[bool]) -> Iterator[Run]:
+    """Runs what is planned for one architecture and recipe; every failure is an outcome."""
+    sides = list(sides)
+    toy, expected, model = TOYS[name], None, None
+    try:
+        with contextlib.nullcontext() if True in sides else qlora_bf16_patch.disabled():
+            model = recipes.prepared(toy, checkpoint(name), recipe)
+    except Exception as error:
+        failure = error
+    for run in planned(name, recipe, sides):
+        if model is None:
+            yield failed(run, failure, "not built: ")
+            continue
+        logits = None
+        try:
+            with contextlib.nullcontext() if run.patched else qlora_bf16_patch.disabled():
+                logits = (generate if run.mode == "generate" else train)(toy, copy.deepcopy(model), run.autocast)
+        except Exception as error:
+            yield failed(run, error)
+            continue
+        if logits is None:
+            yield run
+            continue
+        if run.autocast and not run.patched:
+            expected = logits
+        yield dataclasses.replace(run, dtype=str(logits.dtype), apart=apart(logits, expected))
+
+
+@lru_cache(maxsize=1)
+def checkpoint(name: str) -> Path:
+    folder = tempfile.TemporaryDirectory()
+    recipes.save(TOYS[name], Path(folder.name))
+    checkpoint.folder = folder  # type: ignore[attr-defined]  # deletes the one before
+    return Path(folder.name)
+
+
+def train(toy: Architecture, model: Any, autocast: bool) -> None:
+    """Two optimizer steps."""
+    torch.manual_seed(0)
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(**toy.inputs(), **toy.targets()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def generate(toy: Architecture, model: Any, autocast: bool) -> torch.Tensor:
+    """Evaluates, and generates where the model can; returns the evaluation's logits, (batch, tokens, vocabulary)."""
+    torch.manual_seed(0)
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(**toy.inputs(), **toy.decoder_inputs()).logits
+        if toy.task != "SEQ_CLS":
+            model.generate(**toy.inputs(), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+def apart(logits: torch.Tensor, expected: torch.Tensor | None) -> float | None:
+    """The largest difference as a share of the largest logit; padding's logits may be NaN in both."""
+    if expected is None or logits.shape != expected.shape:
+        return None
+    difference = (logits.double() - expected.double()).abs().max() / expected.double().abs().max()
+    return float(f"{difference.item():.3g}")
+
+
+def failed(run: Run, error: Exception, prefix: str = "") -> Run:
+    frames = [
+        f"{Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.lineno} {frame.line}"
+        for frame in traceback.extract_tb(error.__traceback__)[-4:]
+    ]
+    message = " ".join(str(error).split())[:200]
+    kind = "mismatch" if MISMATCH.search(message) and isinstance(error, (RuntimeError, TypeError, ValueError)) else "error"
+    return dataclasses.replace(
+        run, outcome=kind, message=f"{prefix}{type(error).__name__}: {message}", frames=tuple(frames)
+    )
+
+
+def quiet() -> None:
+    """Third parties' chatter about toys says nothing; a warning of this package's own is an error."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("error", module="qlora_bf16_patch")
