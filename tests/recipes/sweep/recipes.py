@@ -11,17 +11,19 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
 from transformers import BitsAndBytesConfig
 
-from .architectures import Architecture
+from .architectures import EXCLUDED, UNQUANTIZED, Architecture
 
 
 def nf4(architecture: Architecture) -> BitsAndBytesConfig:
+    # PEFT trains a classification head as it is, and finds it by these names.
+    kept = ["classifier", "score"] if architecture.task == "SEQ_CLS" else []
+    kept += ["lm_head", UNQUANTIZED[kind]] if (kind := architecture.config.model_type) in UNQUANTIZED else []
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        # PEFT trains a classification head as it is, and finds it by these names.
-        llm_int8_skip_modules=["classifier", "score"] if architecture.task == "SEQ_CLS" else None,
+        llm_int8_skip_modules=kept or None,
     )
 
 
@@ -38,8 +40,8 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
         checkpoint, quantization_config=nf4(architecture), dtype=torch.bfloat16, device_map={"": "cpu"}
     )
     for module in model.modules():
-        # For CPUs with AVX512-bf16 bitsandbytes repacks a weight in evaluation, and asserts that 32 divides its rows.
-        if isinstance(module, Linear4bit) and module.out_features % 32:
+        # For CPUs with AVX512-bf16 bitsandbytes repacks a weight in evaluation, and asserts that 32 divides its rows, 64 its columns.
+        if isinstance(module, Linear4bit) and (module.out_features % 32 or module.in_features % 64):
             module.support_avx512bf16_for_cpu = False
     if recipe in ("kbit", "qlora", "trl"):
         checkpointing = model.supports_gradient_checkpointing
@@ -48,7 +50,8 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
         r=4,
         lora_dropout=0.0,  # PEFT refuses any other where it wraps a Parameter (experts)
         target_modules="all-linear",
-        task_type=architecture.task,
+        exclude_modules=EXCLUDED.get(model.config.model_type),
+        task_type=None if architecture.task == "SPEECH" else architecture.task,
         init_lora_weights=False,  # a zero adapter would hide what its values do
         modules_to_save=head_and_embedding(model) if recipe == "heads" else None,
     )

@@ -25,7 +25,7 @@ from .results import Run, planned
 
 # What torch says when dtypes do not fit. "Byte" is the storage of a 4-bit weight.
 MISMATCH = re.compile(
-    r"same dtype|should be the same|scalar type|mixed dtype|dtypes? (to )?match|to match query dtype|Byte|uint8"
+    r"same dtype|should be the same|scalar type|mixed dtype|without overflow|dtypes? (to )?match|to match query dtype|Byte|uint8"
     r"|(can't|cannot) be cast to the desired|dtypes? to be equal|dtype mismatch|different dtypes?"
     r"|but got:? \S*(float|bfloat16|half)|but found (Float|BFloat16)",
     re.IGNORECASE,
