@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN = .venv/bin
 
-.PHONY: test demo clean
+.PHONY: test sweep demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -11,6 +11,9 @@ BIN = .venv/bin
 
 test: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+sweep: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.recipes.sweep
 
 demo: .venv/installed
 	@echo '== without the shim'

@@ -11,14 +11,16 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
 from transformers import BitsAndBytesConfig
 
-from .architectures import EXCLUDED, UNQUANTIZED, Architecture
+from .architectures import Architecture
+from .toys import EXCLUDED, UNQUANTIZED
 
 
 def nf4(architecture: Architecture) -> BitsAndBytesConfig:
     # PEFT trains a classification head as it is, and finds it by these names.
     kept = ["classifier", "score"] if architecture.task == "SEQ_CLS" else []
-    kept += ["lm_head", UNQUANTIZED[kind]] if (kind := architecture.config.model_type) in UNQUANTIZED else []
-    return BitsAndBytesConfig(
+    if architecture.config.model_type in UNQUANTIZED:
+        kept += ["lm_head", UNQUANTIZED[architecture.config.model_type]]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -40,7 +42,8 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
         checkpoint, quantization_config=nf4(architecture), dtype=torch.bfloat16, device_map={"": "cpu"}
     )
     for module in model.modules():
-        # For CPUs with AVX512-bf16 bitsandbytes repacks a weight in evaluation, and asserts that 32 divides its rows, 64 its columns.
+        # For CPUs with AVX512-bf16 bitsandbytes repacks a weight in evaluation; it can't where 32 does not divide its
+        # rows, or 64 its columns.
         if isinstance(module, Linear4bit) and (module.out_features % 32 or module.in_features % 64):
             module.support_avx512bf16_for_cpu = False
     if recipe in ("kbit", "qlora", "trl"):
