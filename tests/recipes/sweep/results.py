@@ -10,8 +10,8 @@ from pathlib import Path
 
 RECIPES = ("plain", "kbit", "qlora", "norms32", "trl", "heads", "adapters16")
 MODES = ("generate", "train")
-# How far apart logits are that differ by rounding alone, as a share of the largest: bf16 keeps 8 bits, and the roundings
-# of a toy's few layers add up.
+# How far apart logits are that differ by rounding alone, as a share of the largest: bf16 keeps 8 bits, and the
+# roundings of a toy's few layers add up.
 ROUNDING = 0.03
 
 
