@@ -50,15 +50,18 @@ def report(console: Console, runs: list[Run], options: argparse.Namespace) -> in
     console.print(table(runs))
     wrong = list(regressions(runs))
     for run, reason in wrong:
-        console.print(f"{' '.join(map(str, run.key))}: {reason}", style="red", markup=False, highlight=False)
+        console.print(
+            f"{' '.join(map(str, run.key))}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
     if options.write_out_of_reach:
         OUT_OF_REACH.write_text(json.dumps(out_of_reach(runs), indent=1) + "\n")
     return 1 if wrong else 0
 
 
 def table(runs: list[Run]) -> Table:
+    """Counts of outcomes, the mismatches under autocast among them, and the median distance outside autocast."""
     result = Table(title=f"{len({run.architecture for run in runs})} architectures")
-    for column in ("recipe", "patches", "runs", "ok", "mismatches", "under autocast", "other errors", "apart, median"):
+    for column in ("recipe", "patches", "runs", "ok", "mismatch", "autocast", "other", "apart"):
         result.add_column(column, justify="left" if column in ("recipe", "patches") else "right")
     for recipe in (*RECIPES, "all"):
         for patched in (False, True):
@@ -90,7 +93,7 @@ def arguments() -> argparse.Namespace:
     for side in ("unpatched", "patched"):
         parser.add_argument(f"--{side}", dest="sides", action="store_const", const=side, help=f"only the {side} runs")
     parser.set_defaults(sides="both")
-    parser.add_argument("--results", type=Path, default=Path("sweep.jsonl"), help="a line of JSON a run")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.jsonl"), help="a line a run")
     parser.add_argument("--resume", action="store_true", help="leave out what the results hold already")
     parser.add_argument("--limit", type=float, default=120, help="seconds for a run, preparation included")
     parser.add_argument("--write-out-of-reach", action="store_true", help=f"rewrite {OUT_OF_REACH.name}")

@@ -34,6 +34,8 @@ class Architecture:
         config = shrunk(self.model_class.config_class, wanted, {})
         if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
             config.decoder_start_token_id = 0
+        if self.task == "SEQ_CLS":
+            config.num_labels = 16  # the largest of two logits is no measure of a rounding
         return config
 
     def tokens(self) -> torch.Tensor:

@@ -66,19 +66,27 @@ def regressions(runs: Iterable[Run]) -> Iterator[tuple[Run, str]]:
             yield patched, patched.message
         elif patched.outcome == "error" and unpatched is not None and unpatched.outcome == "ok":
             yield patched, f"ran unpatched: {patched.message}"
-        elif (patched.apart or 0) > max(ROUNDING, (unpatched and unpatched.apart) or 0):
+        elif (patched.apart or 0) > max(ROUNDING, 2 * ((unpatched and unpatched.apart) or 0)):  # it rounds too
             yield patched, f"logits are {patched.apart} apart from those under autocast"
 
 
-def out_of_reach(runs: Iterable[Run]) -> dict[str, list[str]]:
-    """What fails for another reason with the patches as without: the runs by architecture and reason."""
-    reasons: dict[str, list[str]] = defaultdict(list)
+def out_of_reach(runs: Iterable[Run]) -> dict[str, dict[str, str]]:
+    """What fails for another reason with the patches as without: by architecture, the runs and their reason."""
+    failing: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for unpatched, patched in pairs(runs):
         if unpatched and unpatched.outcome == "error" and (patched is None or patched.outcome == "error"):
-            name = " ".join((unpatched.recipe, unpatched.mode, *(["autocast"] if unpatched.autocast else [])))
-            reasons[f"{unpatched.architecture}: {unpatched.message}"].append(name)
-    every = len(RECIPES) * len(MODES) * 2
-    return {reason: ["every run"] if len(names) == every else names for reason, names in sorted(reasons.items())}
+            mode = unpatched.mode + " under autocast" * unpatched.autocast
+            failing[unpatched.architecture, unpatched.message][unpatched.recipe].append(mode)
+    listed: dict[str, dict[str, str]] = defaultdict(dict)
+    for (architecture, reason), modes in sorted(failing.items()):
+        for some in sorted({tuple(sorted(names)) for names in modes.values()}):
+            recipes = [recipe for recipe in RECIPES if tuple(sorted(modes.get(recipe, ()))) == some]
+            every = len(recipes) == len(RECIPES), len(some) == 2 * len(MODES)
+            name = (
+                f"{'every recipe' if every[0] else ' '.join(recipes)}: {'every run' if every[1] else ', '.join(some)}"
+            )
+            listed[architecture][name] = reason
+    return listed
 
 
 def pairs(runs: Iterable[Run]) -> Iterator[tuple[Run | None, Run | None]]:
