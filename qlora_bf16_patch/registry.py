@@ -30,7 +30,7 @@ class Patch:
     Attributes:
         name: ``library.thing``, lower case.
         module: the module whose import brings the target.
-        attribute: dotted path of the target inside the module, ``Class.method``.
+        attribute: dotted path of the target inside the module, ``Class.method`` or a function.
         load: returns the factory; called only once the target's library is there, so it may import torch.
         summary: one line for the status.
         distribution: the library whose version gates the patch.
@@ -71,9 +71,11 @@ class Installation:
 
     def __init__(self) -> None:
         self.on = False
-        self._wrapped: list[tuple[type, str, Any, Any]] = []  # owner, attribute, original or MISSING, wrapper
+        self._wrapped: list[
+            tuple[type | ModuleType, str, Any, Any]
+        ] = []  # owner, attribute, original or MISSING, wrapper
 
-    def wrap(self, owner: type, attribute: str, factory: Factory) -> None:
+    def wrap(self, owner: type | ModuleType, attribute: str, factory: Factory) -> None:
         """Put a plain function over ``owner.attribute``; once per owner and attribute.
 
         A ``wrapt.FunctionWrapper`` would be bypassed by ``torch.compile`` in a nested module (measured on torch 2.13),
@@ -94,7 +96,7 @@ class Installation:
         for owner, attribute, _, wrapper in self._wrapped:
             current = vars(owner).get(attribute)
             if current is not wrapper:
-                return f"{owner.__qualname__}.{attribute} is {getattr(current, '__module__', '?')}'s {current!r}"
+                return f"{owner.__name__}.{attribute} is {getattr(current, '__module__', '?')}'s {current!r}"
         return None
 
     def restore(self) -> None:
@@ -245,9 +247,9 @@ class Registry:
             return "skipped", f"requires {patch.distribution}{patch.requires}, found {version}"
         path, _, attribute = patch.attribute.rpartition(".")
         owner: Any = module
-        for part in path.split("."):
+        for part in filter(None, path.split(".")):
             owner = getattr(owner, part, None)
-        if not isinstance(owner, type) or not hasattr(owner, attribute):
+        if not isinstance(owner, (type, ModuleType)) or not hasattr(owner, attribute):
             return "failed", f"{patch.module} has no {patch.attribute}"
         entry.installation.wrap(owner, attribute, patch.load())
         logger.debug("%s installed on %s:%s", patch.name, patch.module, patch.attribute)

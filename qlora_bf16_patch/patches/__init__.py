@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ..registry import Patch
-from . import boundary, linear4bit, lora
+from . import attention, boundary, linear4bit, lora
 
-CATALOGUE: tuple[Patch, ...] = (linear4bit.PATCH, lora.PATCH, boundary.PATCH)
+CATALOGUE: tuple[Patch, ...] = (linear4bit.PATCH, lora.PATCH, boundary.PATCH, attention.PATCH)

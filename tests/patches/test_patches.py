@@ -1,5 +1,7 @@
 """The patches on real bitsandbytes and PEFT, on CPU; each defect is shown unpatched first."""
 
+import functools
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +87,34 @@ def test_guard_mends_a_model_without_peft():
     with pytest.raises(RuntimeError, match="same dtype"):
         model(x)
     assert qlora_bf16_patch.guard(model)(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtypes", list(itertools.product([torch.float32, *HALVES], repeat=3)), ids=str)
+def test_attention_takes_other_dtypes_exactly_where_torch_raises(dtypes):
+    torch.manual_seed(0)
+    q, k, m = (torch.randn(1, 2, 4, n).to(dtype) for dtype, n in zip(dtypes, (8, 8, 4)))
+    call = functools.partial(nn.functional.scaled_dot_product_attention, attn_mask=m)
+    with qlora_bf16_patch.disabled("torch.attention"):
+        reference = call(q.double(), k.double(), k.double(), attn_mask=m.double())
+        try:
+            unpatched = nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=m)
+        except RuntimeError as error:
+            assert "dtype" in str(error)
+            unpatched = None
+    patched = nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=m)
+    assert patched.dtype == q.dtype
+    torch.testing.assert_close(patched.double(), reference, atol=2e-2, rtol=2e-2)
+    if unpatched is not None:
+        assert torch.equal(patched, unpatched)
+
+
+def test_compiled_attention_equals_eager_and_a_toggle_is_honoured():
+    q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8).bfloat16()
+
+    def attend(q, k):
+        return nn.functional.scaled_dot_product_attention(q, k, k)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(q, k), attend(q, k))
+    with qlora_bf16_patch.disabled("torch.attention"), pytest.raises(Exception, match="dtype"):
+        compiled(q, k)
