@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging as _logging
 import os as _os
+from importlib.metadata import entry_points as _entry_points
 from typing import TYPE_CHECKING
 
 from .patches import CATALOGUE as _CATALOGUE
@@ -33,20 +34,23 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+_plugins = tuple(_entry_points(group="qlora_bf16_patch.patches"))
+_toggles = _Toggles(_os.environ, [patch.name for patch in _CATALOGUE] + [plugin.name for plugin in _plugins])
+
 _logger = _logging.getLogger(__name__)
 _logger.addHandler(_logging.NullHandler())
-_toggles = _Toggles(_os.environ, [patch.name for patch in _CATALOGUE])
 if _toggles.log_level is not None:
+    # Who sets the variable wants to read the log, also in a script that never configures logging.
+    _handler = _logging.StreamHandler()
+    _handler.setFormatter(_logging.Formatter("%(name)s %(levelname)s: %(message)s"))
+    _logger.addHandler(_handler)
     _logger.setLevel(_toggles.log_level)
+    _logger.propagate = False
 
 _registry = Registry(_toggles)
 enable, disable = _registry.enable, _registry.disable
 enabled, disabled = _registry.enabled, _registry.disabled
 register, status, uninstall = _registry.register, _registry.status, _registry.uninstall
-
-
-def _strict() -> bool:
-    return _toggles.strict
 
 
 def guard(model: torch.nn.Module) -> torch.nn.Module:
@@ -68,10 +72,13 @@ def guard(model: torch.nn.Module) -> torch.nn.Module:
 
     from .patches.boundary import mark
 
-    if not mark(model, _registry.installation("peft.boundary"), _toggles.strict):
+    if not mark(model, _registry.installation("peft.boundary")):
         raise ValueError(f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to guard.")
     return model
 
 
 for _patch in _CATALOGUE:
     register(_patch)
+if not _toggles.killed:
+    for _plugin in _plugins:  # last, since a third party's module imports names from this one
+        _registry.register_entry_point(_plugin)

@@ -1,4 +1,4 @@
-"""The engine: patches, their states, and the registry that turns them on and off. It imports no torch."""
+"""The registry: all patches, their states, and the calls that turn them on and off. It imports no torch."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import dataclasses
 import fnmatch
 import importlib.metadata
 import logging
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any
 
-import wrapt
-from packaging.specifiers import SpecifierSet
-
+from .importing import half_initialised, retry, when_imported
+from .installation import Factory, Installation
 from .toggles import Toggles, UnknownPatchError, canonical, nearest
 
 logger = logging.getLogger("qlora_bf16_patch")
-
-Factory = Callable[[Any, "Installation"], Callable[..., Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +48,17 @@ class Patch:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """The state of one patch: pending, active, off, skipped, failed or shadowed; why; and who decided."""
+    """The state of one patch.
+
+    Attributes:
+        name: of the patch.
+        state: pending, active, off, skipped, failed or shadowed.
+        reason: why, for a reader.
+        decided_by: who turned it on or off: default, environment (with the variable) or call.
+        version: of the patch's library, None where it is not installed.
+        summary: what the patch does.
+        notes: what the patch noticed while it ran.
+    """
 
     name: str
     state: str
@@ -60,69 +66,7 @@ class Status:
     decided_by: str
     version: str | None
     summary: str
-
-
-class Installation:
-    """What one patch has put in place.
-
-    Wrappers read ``on`` at every call: code compiled by torch and methods bound by accelerate keep the wrapper after
-    the class attribute is restored, and only a flag reaches them.
-    """
-
-    def __init__(self) -> None:
-        self.on = False
-        self._wrapped: list[
-            tuple[type | ModuleType, str, Any, Any]
-        ] = []  # owner, attribute, original or MISSING, wrapper
-
-    def wrap(self, owner: type | ModuleType, attribute: str, factory: Factory) -> None:
-        """Put a plain function over ``owner.attribute``; once per owner and attribute.
-
-        A ``wrapt.FunctionWrapper`` would be bypassed by ``torch.compile`` in a nested module (measured on torch 2.13),
-        hence ``wrap_object`` with a factory that returns a plain function.
-        """
-        if any(o is owner and a == attribute and vars(o).get(a) is w for o, a, _, w in self._wrapped):
-            return
-        before = vars(owner).get(attribute, _MISSING)
-        wrapt.wrap_object(owner, attribute, factory, (self,))  # type: ignore[arg-type]  # typed for proxies alone
-        self._wrapped.append((owner, attribute, before, vars(owner)[attribute]))
-
-    @property
-    def empty(self) -> bool:
-        return not self._wrapped
-
-    def shadowed_by(self) -> str | None:
-        """The function that another party put over ours, or None."""
-        for owner, attribute, _, wrapper in self._wrapped:
-            current = vars(owner).get(attribute)
-            if current is not wrapper:
-                return f"{owner.__name__}.{attribute} is {getattr(current, '__module__', '?')}'s {current!r}"
-        return None
-
-    def restore(self) -> None:
-        """Flag first, then the very objects that stood there before; another party's wrapper is left alone."""
-        self.on = False
-        kept = []
-        for owner, attribute, before, wrapper in reversed(self._wrapped):
-            if vars(owner).get(attribute) is not wrapper:
-                kept.append((owner, attribute, before, wrapper))
-            elif before is _MISSING:
-                delattr(owner, attribute)
-            else:
-                setattr(owner, attribute, before)
-        self._wrapped = kept[::-1]
-
-
-_MISSING = object()
-
-
-class _Entry:
-    def __init__(self, patch: Patch, on: bool, decided_by: str) -> None:
-        self.patch = patch
-        self.on = on
-        self.decided_by = decided_by
-        self.installation = Installation()
-        self.problem: tuple[str, str] | None = None  # state, reason
+    notes: tuple[str, ...] = ()
 
 
 class Registry:
@@ -137,40 +81,67 @@ class Registry:
         """Add a patch. It is installed when its library arrives, or at once if that is imported already.
 
         Raises:
-            ValueError: another patch has this name.
+            ValueError: another patch has this name, or the name is not canonical.
         """
+        if patch.name != canonical(patch.name):
+            raise ValueError(
+                f"a patch's name is lower case, without '-': {canonical(patch.name)!r}, not {patch.name!r}"
+            )
         with self._lock:
             if patch.name in self._entries:
                 raise ValueError(f"a patch named {patch.name!r} is registered already")
             on, decided_by = self._toggles.decide(patch.name, patch.default)
-            self._entries[patch.name] = _Entry(patch, on, decided_by)
-        if not self._toggles.killed:
-            wrapt.register_post_import_hook(lambda module: self._arrived(patch.name, module), patch.module)
+            entry = self._entries[patch.name] = _Entry(patch, on, decided_by, Installation(self._toggles.strict))
+        self._apply(entry)
+
+    def register_entry_point(self, point: importlib.metadata.EntryPoint) -> None:
+        """Add the patch that a third party's entry point names; one that cannot be loaded is told in the status."""
+        try:
+            patch = point.load()
+            if not isinstance(patch, Patch) or patch.name != canonical(point.name):
+                raise TypeError(f"{point.value} is {patch!r}, not a Patch named {canonical(point.name)!r}")
+            self.register(patch)
+        except Exception as error:
+            name = canonical(point.name)
+            logger.warning("the entry point %s could not be loaded: %s", point.name, error)
+            broken = Patch(name, "", "", lambda: NotImplemented, f"entry point {point.value}", "")
+            with self._lock:
+                entry = _Entry(broken, *self._toggles.decide(name, True), Installation())
+                entry.problem = ("failed", f"{type(error).__name__}: {error}")
+                self._entries.setdefault(name, entry)
 
     def enable(self, *names: str, force: bool = False) -> None:
-        """Turn patches on, by name or glob. What the environment decided stays, unless ``force``."""
+        """Turn patches on.
+
+        Args:
+            names: names or globs; none means all.
+            force: also where the environment decided.
+
+        Raises:
+            UnknownPatchError: a name matches no patch; nothing is changed.
+        """
         self._switch(names, True, force)
 
     def disable(self, *names: str, force: bool = False) -> None:
-        """Turn patches off, by name or glob. What the environment decided stays, unless ``force``."""
+        """Turn patches off; arguments and errors as those of :meth:`enable`."""
         self._switch(names, False, force)
 
     @contextlib.contextmanager
     def enabled(self, *names: str, force: bool = False) -> Iterator[None]:
-        """Patches on inside the block, as before after it."""
+        """Patches on inside the block, for the whole process; as before after it."""
         with self._restored():
             self.enable(*names, force=force)
             yield
 
     @contextlib.contextmanager
     def disabled(self, *names: str, force: bool = False) -> Iterator[None]:
-        """Patches off inside the block, as before after it."""
+        """Patches off inside the block, for the whole process; as before after it."""
         with self._restored():
             self.disable(*names, force=force)
             yield
 
     def uninstall(self) -> None:
-        """Turn everything off and put back the very objects that were there before."""
+        """Turn everything off and put back the very objects that were there before; ``enable`` brings it back."""
         with self._lock:
             for entry in reversed(list(self._entries.values())):
                 entry.on, entry.decided_by = False, "call (uninstall)"
@@ -178,18 +149,22 @@ class Registry:
 
     def status(self) -> list[Status]:
         """Every patch with its state, reason and who decided."""
+        retry()
         with self._lock:
             return [self._status(entry) for entry in self._entries.values()]
 
     def installation(self, name: str) -> Installation:
-        """The installation of the patch ``name``."""
+        """What the patch ``name`` has put in place."""
         return self._entries[name].installation
 
     def _switch(self, patterns: tuple[str, ...], on: bool, force: bool) -> None:
         with self._lock:
-            for name in self._matching(patterns):
-                entry = self._entries[name]
+            entries = [self._entries[name] for name in self._matching(patterns)]
+            for entry in entries:
                 if entry.decided_by.startswith("environment") and not force:
+                    if entry.on != on:
+                        state = "on" if entry.on else "off"
+                        logger.warning("%s stays %s, by %s", entry.patch.name, state, entry.decided_by)
                     continue
                 entry.on, entry.decided_by = on, "call (forced)" if force else "call"
                 self._apply(entry)
@@ -198,13 +173,13 @@ class Registry:
         names = list(self._entries)
         if not patterns:
             return names
-        found: list[str] = []
+        found: dict[str, None] = {}
         for pattern in patterns:
             matches = fnmatch.filter(names, canonical(pattern))
             if not matches:
                 raise UnknownPatchError(f"unknown patch {pattern!r}.{nearest(pattern, names)}")
-            found += matches
-        return found
+            found.update(dict.fromkeys(matches))
+        return list(found)
 
     @contextlib.contextmanager
     def _restored(self) -> Iterator[None]:
@@ -219,62 +194,97 @@ class Registry:
                     entry.on, entry.decided_by = on, decided_by
                     self._apply(entry)
 
-    def _arrived(self, name: str, module: ModuleType) -> None:
-        with self._lock:
-            self._apply(self._entries[name], module)
+    def _apply(self, entry: _Entry) -> None:
+        """Make the installation what ``entry.on`` says. A patch that was never on hooks nothing."""
+        if entry.on and not entry.hooked and entry.patch.module:
+            entry.hooked = True
+            when_imported(entry.patch.module, lambda module: self._arrived(entry, module))
+        elif entry.on:
+            retry()
+            entry.installation.rewrap()
+        entry.installation.on = entry.on and entry.installation.known
 
-    def _apply(self, entry: _Entry, module: ModuleType | None = None) -> None:
-        if not entry.on:
-            entry.installation.on = False
-            return
-        if entry.installation.empty and not self._toggles.killed:
-            module = module or sys.modules.get(entry.patch.module)
-            if module is None:
-                return
-            # An exception here would break the user's own `import peft`; it is told in the status instead.
-            try:
-                entry.problem = self._install(entry, module)
-            except Exception as error:
-                entry.problem = ("failed", f"{type(error).__name__}: {error}")
-                logger.warning("%s could not be installed: %s", entry.patch.name, error)
-        entry.installation.on = not entry.installation.empty
+    def _arrived(self, entry: _Entry, module: ModuleType) -> bool:
+        with self._lock:
+            if entry.installation.known:
+                return True
+            if not entry.on:  # switched off while it waited; hooked again if it is ever switched on
+                entry.hooked = False
+                return True
+            entry.problem = _install(entry.patch, entry.installation, module)
+            entry.installation.on = entry.on and entry.problem is None
+            if entry.problem is None or entry.problem[0] == "skipped":
+                return True
+            if half_initialised(module):
+                return False
+            logger.warning("%s could not be installed: %s", entry.patch.name, entry.problem[1])
+            return True
 
     @staticmethod
-    def _install(entry: _Entry, module: ModuleType) -> tuple[str, str] | None:
+    def _status(entry: _Entry) -> Status:
         patch = entry.patch
+        state, reason = entry.state()
         version = _version(patch.distribution)
-        if patch.requires and version and not SpecifierSet(patch.requires).contains(version, prereleases=True):
-            return "skipped", f"requires {patch.distribution}{patch.requires}, found {version}"
+        return Status(
+            patch.name,
+            state,
+            reason,
+            entry.decided_by,
+            version,
+            patch.summary,
+            tuple(entry.installation.notes.values()),
+        )
+
+
+@dataclasses.dataclass
+class _Entry:
+    patch: Patch
+    on: bool
+    decided_by: str
+    installation: Installation
+    hooked: bool = False
+    problem: tuple[str, str] | None = None  # state, reason
+
+    def state(self) -> tuple[str, str]:
+        if not self.on:
+            return "off", f"switched off by {self.decided_by}"
+        if self.problem:
+            return self.problem
+        if not self.installation.known:
+            return "pending", f"{self.patch.module} is not imported yet"
+        shadow = self.installation.shadowed_by()
+        if shadow:
+            return "shadowed", shadow
+        return "active", f"{self.patch.module}:{self.patch.attribute} is patched"
+
+
+def _install(patch: Patch, installation: Installation, module: ModuleType) -> tuple[str, str] | None:
+    """Wrap the patch's target; returns the state and reason where that was not possible.
+
+    It runs inside the user's own import of the library, which an exception would break.
+    """
+    try:
+        version = _version(patch.distribution)
+        if patch.requires and version:
+            from packaging.specifiers import SpecifierSet  # here, since it takes as long as half of wrapt to import
+
+            if not SpecifierSet(patch.requires).contains(version, prereleases=True):
+                return "skipped", f"requires {patch.distribution}{patch.requires}, found {version}"
         path, _, attribute = patch.attribute.rpartition(".")
         owner: Any = module
         for part in filter(None, path.split(".")):
             owner = getattr(owner, part, None)
         if not isinstance(owner, (type, ModuleType)) or not hasattr(owner, attribute):
-            return "failed", f"{patch.module} has no {patch.attribute}"
-        entry.installation.wrap(owner, attribute, patch.load())
-        logger.debug("%s installed on %s:%s", patch.name, patch.module, patch.attribute)
-        return None
-
-    def _status(self, entry: _Entry) -> Status:
-        state, reason = self._state(entry)
-        patch = entry.patch
-        return Status(patch.name, state, reason, entry.decided_by, _version(patch.distribution), patch.summary)
-
-    def _state(self, entry: _Entry) -> tuple[str, str]:
-        if not entry.on:
-            return "off", f"switched off by {entry.decided_by}"
-        if entry.problem:
-            return entry.problem
-        if entry.installation.empty:
-            return "pending", f"{entry.patch.module} is not imported yet"
-        shadow = entry.installation.shadowed_by()
-        if shadow:
-            return "shadowed", shadow
-        return "active", f"{entry.patch.module}:{entry.patch.attribute} is patched"
+            return "failed", f"{patch.module} {version or ''} has no {patch.attribute}"
+        installation.wrap(owner, attribute, patch.load())
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}"
+    logger.debug("%s installed on %s:%s", patch.name, patch.module, patch.attribute)
+    return None
 
 
 def _version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: no distribution was named
         return None

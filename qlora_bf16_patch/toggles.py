@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 MAIN = "QLORA_BF16_PATCH"
 ON, OFF = ("1", "on", "true", "yes"), ("0", "off", "false", "no")
+VARIABLES = tuple(f"{MAIN}_{suffix}" for suffix in ("ENABLE", "DISABLE", "STRICT", "LOG"))
 LEVELS = ("debug", "info", "warning")
 
 
@@ -25,10 +26,10 @@ def canonical(name: str) -> str:
     return name.strip().lower().replace("-", "_")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], spelled: Callable[[str], str] = canonical) -> str:
     """' Known: a, b. Did you mean a?'"""
     known = sorted(known)
-    close = difflib.get_close_matches(canonical(name), known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(spelled(name), known, n=1, cutoff=0.4)
     return f" Known: {', '.join(known)}." + (f" Did you mean {close[0]!r}?" if close else "")
 
 
@@ -44,7 +45,10 @@ class Toggles:
     """
 
     def __init__(self, environ: Mapping[str, str], known: Iterable[str]) -> None:
-        self._known = list(known)
+        self._known = [canonical(name) for name in known]
+        for variable in environ:
+            if variable.startswith(f"{MAIN}_") and variable not in VARIABLES:
+                raise EnvironmentVariableError(f"{variable} is no variable of ours.{nearest(variable, VARIABLES, str)}")
         main = canonical(environ.get(MAIN, "")) or "1"
         self.killed = main in OFF
         self._only = None if main in ON + OFF else self._patterns(MAIN, main, ON + OFF)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from ..registry import Factory, Installation, Patch
+from ..installation import Factory, Installation
+from ..registry import Patch
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +18,7 @@ logger = logging.getLogger("qlora_bf16_patch")
 MARK = "_qlora_bf16_patch_path"
 
 
-def mark(model: torch.nn.Module, installation: Installation, strict: bool = False) -> int:
+def mark(model: torch.nn.Module, installation: Installation) -> int:
     """Mark the modules of ``model`` that hold floating matrices of their own, and wrap their classes' forward.
 
     Returns:
@@ -33,7 +35,7 @@ def mark(model: torch.nn.Module, installation: Installation, strict: bool = Fals
         if isinstance(module, (*kbit, Embedding)) or weight_dtype(module) is None:
             continue
         setattr(module, MARK, path)
-        installation.wrap(type(module), "forward", _aligner(strict))
+        installation.wrap(type(module), "forward", _aligner())
         marked += 1
     return marked
 
@@ -57,7 +59,7 @@ def weight_dtype(module: Any) -> torch.dtype | None:
     return None
 
 
-def _aligner(strict: bool) -> Factory:
+def _aligner() -> Factory:
     import functools
 
     import torch
@@ -78,7 +80,7 @@ def _aligner(strict: bool) -> Factory:
             dtype = weight_dtype(self)
             if dtype is None or x.dtype == dtype or not x.dtype.is_floating_point or not would_raise(self, dtype, x):
                 return original(self, *args, **kwargs)
-            if strict:
+            if installation.strict:
                 raise TypeError(
                     f"{self.__dict__[MARK]} ({type(self).__name__}) holds {dtype} weights and was given {x.dtype} "
                     "hidden states; peft.boundary would have cast them, but QLORA_BF16_PATCH_STRICT is set."
@@ -108,14 +110,12 @@ def _tell(module: Any, given: torch.dtype, weight: torch.dtype) -> None:
 def _load() -> Factory:
     import functools
 
-    from .. import _strict
-
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
         def inject_adapter(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = original(self, model, *args, **kwargs)
             if installation.on:
-                mark(model, installation, _strict())
+                mark(model, installation)
             return result
 
         return inject_adapter

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from ..registry import Factory, Installation, Patch
+from ..installation import Factory, Installation
+from ..registry import Patch
 
 if TYPE_CHECKING:
     import torch

@@ -92,7 +92,7 @@ def test_guard_mends_a_model_without_peft():
 @pytest.mark.parametrize("dtypes", list(itertools.product([torch.float32, *HALVES], repeat=3)), ids=str)
 def test_attention_takes_other_dtypes_exactly_where_torch_raises(dtypes):
     torch.manual_seed(0)
-    q, k, m = (torch.randn(1, 2, 4, n).to(dtype) for dtype, n in zip(dtypes, (8, 8, 4)))
+    q, k, m = (torch.randn(1, 2, 4, n).to(dtype) for dtype, n in zip(dtypes, (8, 8, 4), strict=True))
     call = functools.partial(nn.functional.scaled_dot_product_attention, attn_mask=m)
     with qlora_bf16_patch.disabled("torch.attention"):
         reference = call(q.double(), k.double(), k.double(), attn_mask=m.double())

@@ -1,0 +1,84 @@
+"""What one patch has put in place, and how it is taken out again. It imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import wrapt
+
+Factory = Callable[[Any, "Installation"], Callable[..., Any]]
+_MISSING = object()
+
+
+class Installation:
+    """The wrappers of one patch.
+
+    Wrappers read ``on`` at every call: code that torch has compiled and methods that accelerate has bound keep the
+    wrapper after the class attribute is restored, and only a flag reaches them. It is an object's plain attribute, so
+    Dynamo guards on it and recompiles.
+
+    Attributes:
+        on: whether the wrappers do anything.
+        strict: whether a wrapper raises where it would have cast (``QLORA_BF16_PATCH_STRICT``).
+        notes: what the wrappers noticed and the status tells, key to text.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.on = False
+        self.strict = strict
+        self.notes: dict[str, str] = {}
+        self._targets: dict[tuple[Any, str], Factory] = {}
+        self._wrapped: list[tuple[Any, str, Any, Any]] = []  # owner, attribute, what stood there, wrapper
+
+    def wrap(self, owner: Any, attribute: str, factory: Factory) -> None:
+        """Put a plain function over ``owner.attribute``, once.
+
+        A ``wrapt.FunctionWrapper`` on a module's forward is bypassed by ``torch.compile`` of an outer module (measured
+        on torch 2.13.0), hence ``wrap_object`` with a factory that returns a plain function.
+
+        Args:
+            owner: a class or module.
+            attribute: the name of the function in it; it may be inherited.
+            factory: ``factory(original, installation)`` returns the wrapper.
+        """
+        self._targets[owner, attribute] = factory
+        current = getattr(owner, attribute)
+        if any(wrapper is current for _, _, _, wrapper in self._wrapped):  # here, or inherited from a wrapped class
+            return
+        before = vars(owner).get(attribute, _MISSING)
+        wrapt.wrap_object(owner, attribute, factory, (self,))  # type: ignore[arg-type]  # typed for proxies alone
+        self._wrapped.append((owner, attribute, before, vars(owner)[attribute]))
+
+    def rewrap(self) -> None:
+        """Put back what :meth:`restore` took out."""
+        for (owner, attribute), factory in list(self._targets.items()):
+            self.wrap(owner, attribute, factory)
+
+    @property
+    def known(self) -> bool:
+        """Whether the target was found, be it wrapped now or restored."""
+        return bool(self._targets)
+
+    def shadowed_by(self) -> str | None:
+        """The function that another party put over ours, or None."""
+        for owner, attribute, _, wrapper in self._wrapped:
+            current = vars(owner).get(attribute)
+            if current is not wrapper:
+                module = getattr(current, "__module__", None) or "?"
+                name = getattr(current, "__qualname__", None) or repr(current)
+                return f"{owner.__name__}.{attribute} was replaced by {module}.{name}"
+        return None
+
+    def restore(self) -> None:
+        """Flag first, then the very objects that stood there before; another party's wrapper is left alone."""
+        self.on = False
+        kept = []
+        for owner, attribute, before, wrapper in reversed(self._wrapped):
+            if vars(owner).get(attribute) is not wrapper:
+                kept.append((owner, attribute, before, wrapper))
+            elif before is _MISSING:
+                delattr(owner, attribute)
+            else:
+                setattr(owner, attribute, before)
+        self._wrapped = kept[::-1]
