@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import wrapt
 
+logger = logging.getLogger("qlora_bf16_patch")
+
 Factory = Callable[[Any, "Installation"], Callable[..., Any]]
 _MISSING = object()
+BEFORE = "_qlora_bf16_patch_before"  # on an object with a bound wrapper: what stood in its __dict__ before, if anything
 
 
 class Installation:
@@ -30,6 +36,7 @@ class Installation:
         self.notes: dict[str, str] = {}
         self._targets: dict[tuple[Any, str], Factory] = {}
         self._wrapped: list[tuple[Any, str, Any, Any]] = []  # owner, attribute, what stood there, wrapper
+        self._bound: weakref.WeakKeyDictionary[Any, tuple[str, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
     def wrap(self, owner: Any, attribute: str, factory: Factory) -> None:
         """Put a plain function over ``owner.attribute``, once.
@@ -50,10 +57,36 @@ class Installation:
         wrapt.wrap_object(owner, attribute, factory, (self,))  # type: ignore[arg-type]  # typed for proxies alone
         self._wrapped.append((owner, attribute, before, vars(owner)[attribute]))
 
+    def bind(self, instance: Any, attribute: str, function: Callable[..., Any]) -> None:
+        """Shadow a method on one object, so that the other objects of its class pay nothing.
+
+        The object gets a bound method: ``copy.deepcopy`` binds it to the copy, and a pickle holds the method's name
+        alone (``function.__name__``), so it loads without this package. The object is not kept alive.
+
+        Args:
+            instance: must be hashable by identity and weakly referable, as modules are.
+            attribute: the name of the method.
+            function: a plain function whose first argument is the object; it finds what it wraps in the object's
+                ``BEFORE``, if another party had shadowed the method already, else on the class.
+        """
+        self._bound[instance] = (attribute, function)
+        if attribute in vars(instance):
+            setattr(instance, BEFORE, vars(instance)[attribute])
+        setattr(instance, attribute, types.MethodType(function, instance))
+
+    def note(self, key: str, text: str) -> None:
+        """Tell something once, as a warning in the log and from then on in the status."""
+        if key not in self.notes:
+            self.notes[key] = text
+            logger.warning("%s", text)
+
     def rewrap(self) -> None:
         """Put back what :meth:`restore` took out."""
         for (owner, attribute), factory in list(self._targets.items()):
             self.wrap(owner, attribute, factory)
+        for instance, (attribute, function) in list(self._bound.items()):
+            if not _binds(instance, attribute, function):
+                self.bind(instance, attribute, function)
 
     @property
     def known(self) -> bool:
@@ -73,6 +106,12 @@ class Installation:
     def restore(self) -> None:
         """Flag first, then the very objects that stood there before; another party's wrapper is left alone."""
         self.on = False
+        for instance, (attribute, function) in list(self._bound.items()):
+            if _binds(instance, attribute, function):
+                if BEFORE in vars(instance):
+                    setattr(instance, attribute, vars(instance).pop(BEFORE))
+                else:
+                    delattr(instance, attribute)
         kept = []
         for owner, attribute, before, wrapper in reversed(self._wrapped):
             if vars(owner).get(attribute) is not wrapper:
@@ -82,3 +121,7 @@ class Installation:
             else:
                 setattr(owner, attribute, before)
         self._wrapped = kept[::-1]
+
+
+def _binds(instance: Any, attribute: str, function: Callable[..., Any]) -> bool:
+    return getattr(vars(instance).get(attribute), "__func__", None) is function

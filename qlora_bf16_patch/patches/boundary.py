@@ -1,12 +1,22 @@
-"""``peft.boundary``: the unquantized modules of a k-bit PEFT model take inputs of another floating dtype."""
+"""``peft.boundary``: the unquantized modules of a k-bit PEFT model take inputs of another floating dtype.
+
+The modules are marked when PEFT has injected an adapter, or by ``guard``. A marked module gets a forward of its own, as
+an instance attribute: the other objects of its class, ``nn.Linear`` above all, pay nothing. Torch's own layers have
+their input cast to the weights and the result cast back. In a module of a model's own code, which may cast on purpose
+before it multiplies, the one operation that torch refuses is mended instead (:class:`qlora_bf16_patch.modes.Fitted`).
+"""
 
 from __future__ import annotations
 
+import dis
+import functools
+import inspect
 import logging
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..installation import Factory, Installation
+from ..installation import BEFORE, Factory, Installation
 from ..registry import Patch
 
 if TYPE_CHECKING:
@@ -14,108 +24,234 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("qlora_bf16_patch")
 
-# A plain attribute: it survives deepcopy, and a pickle of the model loads without this package.
+# Plain attributes: they survive deepcopy, and a pickle of the model loads without this package.
 MARK = "_qlora_bf16_patch_path"
+_TOLD = "_qlora_bf16_patch_told"
+
+# Modules in which an operation is refused though inputs and parameters of their own agree, so nothing at their boundary
+# tells: products of activations from layers of different dtypes, float32's minimum as a mask of what is in half
+# precision, a child's weight that is multiplied or clamped (transformers 5.23.0, found by `make sweep`).
+_MENDED_ALWAYS = {
+    f"transformers.models.{module}"
+    for module in (
+        "deberta.modeling_deberta.DisentangledSelfAttention",
+        "deberta_v2.modeling_deberta_v2.DisentangledSelfAttention",
+        "fsmt.modeling_fsmt.Attention",
+        "gemma3n.modeling_gemma3n.Gemma3nTextDecoderLayer",
+        "mamba.modeling_mamba.MambaMixer",
+        "pegasus_x.modeling_pegasus_x.PegasusXEncoderLayer",
+        "pegasus_x.modeling_pegasus_x.PegasusXGlobalLocalAttention",
+    )
+}
 
 
 def mark(model: torch.nn.Module, installation: Installation) -> int:
-    """Mark the modules of ``model`` that hold floating matrices of their own, and wrap their classes' forward.
+    """Give each module of ``model`` that the patch is for its mark and its forward.
 
     Returns:
-        The number of marked modules; 0 for a model without a bitsandbytes layer.
+        The number of marked modules; 0 for a model that holds nothing quantized by bitsandbytes.
     """
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-    from torch.nn import Embedding
-
-    kbit = (Linear4bit, Linear8bitLt)
-    if not any(isinstance(module, kbit) for module in model.modules()):
+    if not _quantized(model):
         return 0
     marked = 0
     for path, module in model.named_modules():
-        if isinstance(module, (*kbit, Embedding)) or weight_dtype(module) is None:
+        forward = _forward_for(module)
+        if forward is None:
             continue
+        if MARK not in vars(module):
+            # accelerate calls the method that it found and keeps in `_old_forward` (hooks.py, add_hook_to_module).
+            attribute = "_old_forward" if "_old_forward" in vars(module) else "forward"
+            installation.bind(module, attribute, forward(installation, type(module)))
         setattr(module, MARK, path)
-        installation.wrap(type(module), "forward", _aligner())
         marked += 1
     return marked
 
 
-def weight_dtype(module: Any) -> torch.dtype | None:
-    """The dtype that torch insists on for the module's input, or None where torch promotes.
+def rebind_hooked(model: torch.nn.Module) -> None:
+    """Let accelerate's hooks call the patched forward where they were attached before the patch.
 
-    Matrices go to matmuls, which refuse another dtype; a lone vector is a scale that promotes, except in torch's own
-    normalizations.
+    ``add_hook_to_module`` keeps the method that it found, so it bypasses a wrapper that is put on the class later.
     """
-    from torch.nn import GroupNorm, LayerNorm
-    from torch.nn.modules.batchnorm import _BatchNorm
+    for module in model.modules():
+        kept, current = vars(module).get("_old_forward"), type(module).forward
+        below = getattr(current, "__wrapped__", None)
+        while below is not None:
+            if getattr(kept, "__func__", None) is below:
+                vars(module)["_old_forward"] = types.MethodType(current, module)
+            below = getattr(below, "__wrapped__", None)
 
-    least = 1 if isinstance(module, (LayerNorm, GroupNorm, _BatchNorm)) else 2
-    own = list(module._parameters.values())
-    for parametrized in getattr(module, "parametrizations", {}).values():  # PEFT's ParamWrapper
-        own.append(getattr(parametrized, "original", None))
-    for parameter in own:
-        if parameter is not None and parameter.dim() >= least and parameter.dtype.is_floating_point:
-            return parameter.dtype  # type: ignore[no-any-return]
+
+def _quantized(model: torch.nn.Module) -> bool:
+    # The flags are transformers'; a layer of another class than nn.Linear (Falcon's) stays unquantized in such a model.
+    if any(getattr(model, flag, False) for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit")):
+        return True
+    return any(_kbit(module) for module in model.modules())
+
+
+def _kbit(module: Any) -> bool:
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    return isinstance(module, (Linear4bit, Linear8bitLt))
+
+
+def _forward_for(module: torch.nn.Module) -> Callable[[Installation, type], Callable[..., Any]] | None:
+    """What makes the module's forward, or None where torch takes every input as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import nn
+
+    cls: Any = type(module)
+    if _kbit(module) or isinstance(module, BaseTunerLayer) or cls.forward is nn.Module.forward:
+        return None
+    if isinstance(module, nn.Embedding):
+        return _token_ids
+    weight = module._parameters.get("weight")
+    if weight is not None and _kind(cls):
+        return _torchs_own if weight.is_floating_point() else None
+    looks = any(_kbit(_base_layer(getattr(module, name, None))) for name in _looked_into(cls.forward))
+    return _models_own if looks or _named(cls) or any(True for _ in _matrices(module)) else None
+
+
+@functools.cache
+def _kind(cls: Any) -> str | None:
+    """How torch treats mixed dtypes in this class' forward, if that is torch's own."""
+    from torch import nn
+    from torch.nn.modules.batchnorm import _BatchNorm
+    from torch.nn.modules.conv import _ConvNd
+
+    kinds = {(nn.Linear, _ConvNd): "product", (nn.LayerNorm, nn.GroupNorm): "norm", (_BatchNorm,): "batch_norm"}
+    own: Any = getattr(cls, "forward", None)
+    if own.__module__.startswith("torch.nn.modules."):
+        return next((kind for classes, kind in kinds.items() if issubclass(cls, classes)), None)
     return None
 
 
-def _aligner() -> Factory:
-    import functools
+def _named(cls: type) -> bool:
+    return f"{cls.__module__}.{cls.__qualname__}" in _MENDED_ALWAYS
 
+
+@functools.cache
+def _looked_into(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the attributes whose ``weight.dtype`` or ``weight.data`` a forward reads.
+
+    Of a k-bit layer these are its storage's: T5-like feed-forwards cast activations to ``self.wo.weight.dtype``.
+    """
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    names = [step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_")] if code else []
+    triples = zip(names, names[1:], names[2:], strict=False)
+    return tuple({name for name, weight, what in triples if weight == "weight" and what in ("dtype", "data")})
+
+
+def _base_layer(module: Any) -> Any:
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def _matrices(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """The floating parameters that the module's own code multiplies with.
+
+    Vectors are scales and biases, which promote, unless products come after them in the same module (DeBERTa's biases
+    of query and value).
+    """
+    own = list(module._parameters.values())
+    for parametrized in getattr(module, "parametrizations", {}).values():  # PEFT's ParamWrapper
+        own.append(getattr(parametrized, "original", None))
+    least = 1 if module._modules else 2
+    return (p for p in own if p is not None and p.dim() >= least and p.is_floating_point())
+
+
+def _original(self: Any, *args: Any, **kwargs: Any) -> Any:
+    before = vars(self).get(BEFORE)
+    return type(self).forward(self, *args, **kwargs) if before is None else before(*args, **kwargs)
+
+
+def _tell(installation: Installation, self: Any, given: torch.dtype, weight: torch.dtype) -> None:
     import torch
-    from torch.nn import GroupNorm, LayerNorm
 
-    def would_raise(module: Any, dtype: torch.dtype, x: torch.Tensor) -> bool:
-        if x.device.type == "cpu" and isinstance(module, (LayerNorm, GroupNorm)):
-            # Autocast leaves them alone on CPU; there, half inputs with fp32 weights are allowed (mixed dtype).
-            return dtype != torch.float32
-        return not torch.is_autocast_enabled(x.device.type)
-
-    def factory(original: Any, installation: Installation) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not installation.on or MARK not in self.__dict__ or not args or not isinstance(args[0], torch.Tensor):
-                return original(self, *args, **kwargs)
-            x = args[0]
-            dtype = weight_dtype(self)
-            if dtype is None or x.dtype == dtype or not x.dtype.is_floating_point or not would_raise(self, dtype, x):
-                return original(self, *args, **kwargs)
-            if installation.strict:
-                raise TypeError(
-                    f"{self.__dict__[MARK]} ({type(self).__name__}) holds {dtype} weights and was given {x.dtype} "
-                    "hidden states; peft.boundary would have cast them, but QLORA_BF16_PATCH_STRICT is set."
-                )
-            _tell(self, x.dtype, dtype)
-            cast = [a.to(dtype) if isinstance(a, torch.Tensor) and a.dtype == x.dtype else a for a in args]
-            result = original(self, *cast, **kwargs)
-            if isinstance(result, torch.Tensor) and result.dtype == dtype:
-                return result.to(x.dtype)
-            return result
-
-        return forward
-
-    return factory
+    if installation.strict:
+        raise TypeError(
+            f"{vars(self)[MARK]} ({type(self).__name__}) computes in {weight} and was given {given} hidden states. "
+            "peft.boundary would have cast them, but QLORA_BF16_PATCH_STRICT is set: cast them where they are made, or "
+            "unset it."
+        )
+    if not torch.compiler.is_compiling() and _TOLD not in vars(self):
+        setattr(self, _TOLD, True)
+        logger.info("%s: %s hidden states are cast to its %s weights", vars(self)[MARK], given, weight)
 
 
-def _tell(module: Any, given: torch.dtype, weight: torch.dtype) -> None:
+@functools.cache
+def _torchs_own(installation: Installation, cls: Any) -> Callable[..., Any]:
+    """Linear, convolutions and normalizations: the input is cast to the weights, the result back."""
     import torch
 
-    told = MARK + "_told"
-    if torch.compiler.is_compiling() or told in module.__dict__:
-        return
-    setattr(module, told, True)
-    logger.info("%s: %s hidden states are cast to its %s weights", module.__dict__[MARK], given, weight)
+    from ..dtypes import mixed_is_allowed
+
+    kind = _kind(cls) or "product"
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        weight = self._parameters.get("weight")
+        x = args[0] if args else kwargs.get("input")
+        if (
+            not installation.on
+            or weight is None
+            or not isinstance(x, torch.Tensor)
+            or x.dtype == weight.dtype
+            or not (x.is_floating_point() and weight.is_floating_point())
+            or mixed_is_allowed(kind, x, weight.dtype)
+        ):
+            return _original(self, *args, **kwargs)
+        _tell(installation, self, x.dtype, weight.dtype)
+        return _original(self, x.to(weight.dtype), *args[1:]).to(x.dtype)
+
+    return forward
+
+
+@functools.cache
+def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
+    """Routers, experts and whatever else a model's code multiplies: the operation that would raise is mended."""
+    from ..dtypes import floating
+    from ..modes import Fitted
+
+    looked_into, always = _looked_into(cls.forward), _named(cls)
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not installation.on:
+            return _original(self, *args, **kwargs)
+        storage = always or any(_kbit(_base_layer(getattr(self, name, None))) for name in looked_into)
+        own = [parameter.dtype for parameter in _matrices(self)]
+        given = [tensor.dtype for tensor in floating((*args, *kwargs.values()))]
+        if not storage and len({*own, *given}) < 2:
+            return _original(self, *args, **kwargs)
+        with Fitted(own[0] if own else None, functools.partial(_tell, installation, self), storage):
+            return _original(self, *args, **kwargs)
+
+    return forward
+
+
+@functools.cache
+def _token_ids(installation: Installation, cls: Any) -> Callable[..., Any]:
+    import torch
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ids = args[0] if args else kwargs.get("input")
+        if installation.on and isinstance(ids, torch.Tensor) and ids.is_floating_point():
+            raise TypeError(
+                f"{vars(self)[MARK]} ({type(self).__name__}) was given {ids.dtype} token ids of shape "
+                f"{tuple(ids.shape)}. Somebody cast input_ids along with the activations, and bfloat16 rounds whole "
+                "numbers above 256. Leave input_ids integers; qlora_bf16_patch makes casts of the inputs needless."
+            )
+        return _original(self, *args, **kwargs)
+
+    return forward
 
 
 def _load() -> Factory:
-    import functools
-
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
         def inject_adapter(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = original(self, model, *args, **kwargs)
-            if installation.on:
-                mark(model, installation)
+            mark(model, installation)  # also while switched off, so that it can be switched on
             return result
 
         return inject_adapter
@@ -129,7 +265,7 @@ PATCH = Patch(
     module="peft.tuners.tuners_utils",
     attribute="BaseTuner.inject_adapter",
     load=_load,
-    summary="lm_head, heads, routers and experts of a k-bit model take inputs of another floating dtype",
+    summary="lm_head, heads, norms, routers and experts of a k-bit model take inputs of another floating dtype",
     distribution="peft",
     requires=">=0.6",
     reports=("huggingface/peft#1515", "huggingface/trl#1202"),

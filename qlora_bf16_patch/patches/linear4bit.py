@@ -15,18 +15,23 @@ if TYPE_CHECKING:
 def _load() -> Factory:
     import functools
 
-    import bitsandbytes
-    from bitsandbytes.nn.modules import fix_4bit_weight_quant_state_from_module
+    import torch
 
-    def with_cast_bias(layer: Any, x: torch.Tensor) -> torch.Tensor:
-        # Upstream's forward with one difference: every release up to 0.50.2 writes `bias.data = bias.data.to(x.dtype)`,
-        # which rounds a trained bias for good. Here the bias is cast for this call alone.
-        fix_4bit_weight_quant_state_from_module(layer)
-        dtype = layer.compute_dtype or x.dtype
-        result: torch.Tensor = bitsandbytes.matmul_4bit(
-            x.to(dtype), layer.weight.t(), bias=layer.bias.to(dtype), quant_state=layer.weight.quant_state
-        )
-        return result.to(x.dtype)
+    from ..dtypes import HALF, stand_in
+
+    def untouched(layer: Any, dtype: torch.dtype) -> Any:
+        """The layer, or a stand-in that upstream's forward does not write to.
+
+        Every release up to 0.50.2 writes `bias.data = bias.data.to(x.dtype)`, which rounds a trained bias for good.
+        From 0.49 on a layer in evaluation repacks its weight for CPUs with AVX512-bf16, which rounds the quantization's
+        scales to bfloat16 for good and has no gradient (functional.py, _convert_weight_packed_for_cpu).
+        """
+        attributes: dict[str, Any] = {}
+        if layer.bias is not None and layer.bias.dtype != dtype:
+            attributes["_parameters"] = {**layer._parameters, "bias": layer.bias.to(dtype)}
+        if getattr(layer, "support_avx512bf16_for_cpu", False):
+            attributes["support_avx512bf16_for_cpu"] = False
+        return stand_in(layer, **attributes) if attributes else layer
 
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -44,9 +49,15 @@ def _load() -> Factory:
                 if self.compute_dtype is None:
                     self.set_compute_type(x)
                 self.compute_type_is_set = True
-            if self.bias is not None and self.bias.dtype != (self.compute_dtype or x.dtype):
-                return with_cast_bias(self, x)
-            return original(self, x)  # type: ignore[no-any-return]
+            dtype = self.compute_dtype or x.dtype
+            if dtype == torch.float32 and x.dtype in HALF and not torch.compiler.is_compiling():
+                installation.note(
+                    "compute_dtype",
+                    f"4-bit layers compute in float32 though they are given {x.dtype} hidden states: "
+                    "BitsAndBytesConfig's default. Set bnb_4bit_compute_dtype=torch.bfloat16 if you did not mean that.",
+                )
+            # Cast here, so that upstream finds a bias of the input's dtype and has nothing to write.
+            return original(untouched(self, dtype), x.to(dtype)).to(x.dtype)  # type: ignore[no-any-return]
 
         return forward
 

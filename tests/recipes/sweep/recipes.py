@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
@@ -62,6 +63,17 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
     cast = {"qlora": qlora_script, "norms32": norms_in_fp32, "trl": peft_module_casting_to_bf16}.get(recipe)
     if cast:
         cast(model)
+    return model
+
+
+def dequantized(model: Any) -> Any:
+    """The model with the same weights in bf16 linear layers, where 4 bits stood."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Linear4bit):
+            linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            linear.weight = torch.nn.Parameter(dequantize_4bit(layer.weight.data, layer.weight.quant_state).bfloat16())
+            linear.bias = layer.bias
+            model.set_submodule(name, linear)
     return model
 
 

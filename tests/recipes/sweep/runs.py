@@ -18,6 +18,7 @@ import qlora_bf16_patch  # isort: skip  # before the libraries that it patches
 
 import torch
 import transformers
+from bitsandbytes.nn import Linear4bit
 
 from . import recipes
 from .architectures import Architecture, architectures
@@ -59,6 +60,9 @@ def outcomes(name: str, recipe: str, sides: Iterable[bool]) -> Iterator[Run]:
             continue
         if run.autocast and not run.patched:
             expected = logits
+            if truncates(toy, model):
+                run = dataclasses.replace(run, outcome="mismatch", message="activations were truncated to bytes")
+                expected = generate(toy, recipes.dequantized(copy.deepcopy(model)), autocast=True)
         yield dataclasses.replace(run, dtype=str(logits.dtype), apart=apart(logits, expected))
 
 
@@ -94,6 +98,18 @@ def generate(toy: Architecture, model: Any, autocast: bool) -> torch.Tensor:
             model.generate(**toy.inputs(), max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert isinstance(logits, torch.Tensor)
     return logits
+
+
+def truncates(toy: Architecture, model: Any) -> bool:
+    """Whether a 4-bit layer is given integers without the patches: they are cast to its storage's dtype."""
+    given = []
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.register_forward_pre_hook(lambda _, args: given.append(args[0].dtype))
+    with qlora_bf16_patch.disabled():
+        generate(toy, model, autocast=True)
+    return any(not dtype.is_floating_point for dtype in given)
 
 
 def apart(logits: torch.Tensor, expected: torch.Tensor | None) -> float | None:
