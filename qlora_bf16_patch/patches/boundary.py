@@ -39,6 +39,7 @@ _MENDED_ALWAYS = {
         "fsmt.modeling_fsmt.Attention",
         "gemma3n.modeling_gemma3n.Gemma3nTextDecoderLayer",
         "mamba.modeling_mamba.MambaMixer",
+        "pegasus_x.modeling_pegasus_x.PegasusXAttention",
         "pegasus_x.modeling_pegasus_x.PegasusXEncoderLayer",
         "pegasus_x.modeling_pegasus_x.PegasusXGlobalLocalAttention",
     )
