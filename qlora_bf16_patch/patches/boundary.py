@@ -55,8 +55,10 @@ def mark(model: torch.nn.Module, installation: Installation) -> int:
     if not _quantized(model):
         return 0
     marked = 0
+    # The adapters of a k-bit layer are cast by the layer's own patch, to its compute dtype.
+    others = {part for module in model.modules() if _kbit(_base_layer(module)) for part in module.modules()}
     for path, module in model.named_modules():
-        forward = _forward_for(module)
+        forward = None if module in others else _forward_for(module)
         if forward is None:
             continue
         if MARK not in vars(module):

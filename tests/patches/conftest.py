@@ -1,0 +1,80 @@
+"""Toys of real bitsandbytes and PEFT layers on CPU, and the dtypes that the contracts range over."""
+
+import contextlib
+import copy
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import qlora_bf16_patch
+
+FLOATING = [torch.float32, torch.bfloat16, torch.float16]
+HALF = [torch.bfloat16, torch.float16]
+MODES = {"training": contextlib.nullcontext, "no grad": torch.no_grad, "inference": torch.inference_mode}
+
+
+class Toy(nn.Module):
+    is_loaded_in_4bit = True  # what makes PEFT choose its Linear4bit
+
+    def __init__(self, bias=True, compute_dtype=torch.bfloat16, head=True):
+        super().__init__()
+        self.proj = linear4bit(compute_dtype, bias)
+        self.head = nn.Linear(64, 8, bias=False, dtype=torch.bfloat16) if head else nn.Identity()
+
+    def forward(self, x):
+        return self.head(self.proj(x))
+
+
+def linear4bit(compute_dtype=torch.bfloat16, bias=True):
+    torch.manual_seed(0)
+    layer = bnb.nn.Linear4bit(64, 64, bias=bool(bias), compute_dtype=compute_dtype, quant_type="nf4").to("cpu")
+    if isinstance(bias, torch.dtype):
+        layer.bias.data = layer.bias.data.to(bias)
+    return layer
+
+
+def lora_model(adapter_dtype=torch.float32, compute_dtype=torch.bfloat16, bias=True, toy=None, **options):
+    """A toy with an adapter on ``proj`` that does something; its dtype is ``adapter_dtype``."""
+    toy = toy or Toy(bias, compute_dtype)
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["proj"], init_lora_weights=False, **options)
+    model = get_peft_model(toy, config, autocast_adapter_dtype=False).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(adapter_dtype)
+    return model
+
+
+def lora_layer(*args, **options):
+    return lora_model(*args, **options).base_model.model.proj
+
+
+def autocast(dtype):
+    """What a training step in ``dtype`` runs in; autocast knows half precisions alone."""
+    return torch.autocast("cpu", dtype=dtype) if dtype in HALF else contextlib.nullcontext()
+
+
+def state(module):
+    """Every entry of the state dict, byte for byte."""
+    return {
+        name: (value.dtype, value.shape, value.contiguous().view(torch.uint8).clone() if value.dim() else value.clone())
+        for name, value in copy.copy(module.state_dict()).items()
+    }
+
+
+def assert_unchanged(module, before):
+    after = state(module)
+    assert before.keys() == after.keys()
+    for name, (dtype, shape, data) in before.items():
+        assert (dtype, shape) == after[name][:2], name
+        assert torch.equal(data, after[name][2]), name
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """QLORA_BF16_PATCH_STRICT=1."""
+    for name in qlora_bf16_patch.status():
+        monkeypatch.setattr(qlora_bf16_patch._registry.installation(name.name), "strict", True)

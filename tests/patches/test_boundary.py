@@ -1,0 +1,274 @@
+"""peft.boundary: the unquantized modules of a k-bit model, where torch would raise and nowhere else."""
+
+import copy
+import itertools
+import logging
+import pickle
+
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import qlora_bf16_patch
+
+from .conftest import FLOATING, HALF, Toy, assert_unchanged, linear4bit, lora_model, state
+
+NAME = "peft.boundary"
+
+
+class Router(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 64))
+
+    def forward(self, hidden_states):
+        return nn.functional.linear(hidden_states, self.weight).softmax(-1)
+
+
+class Experts(nn.Module):
+    """Two outputs, and a product that the model upcasts on purpose."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.randn(4, 64, 8))
+
+    def forward(self, hidden_states, *, scale=1.0):
+        up = hidden_states.float().pow(2).mean(-1)
+        return torch.bmm(hidden_states.expand(4, -1, -1), self.gate) * scale, up
+
+
+class Norm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64))
+
+    def forward(self, hidden_states):
+        return self.weight * hidden_states
+
+
+MODULES = {
+    "a head": lambda: nn.Linear(64, 8),
+    "a head without a bias": lambda: nn.Linear(64, 8, bias=False),
+    "a convolution over time": lambda: nn.Conv1d(3, 2, 3),
+    "a patch embedding": lambda: nn.Conv2d(3, 2, 3),
+    "a layer norm": lambda: nn.LayerNorm(64),
+    "a group norm": lambda: nn.GroupNorm(1, 3),
+    "a batch norm": lambda: nn.BatchNorm1d(3),
+    "an RMS norm": Norm,
+    "a router": Router,
+    "experts": Experts,
+}
+SHAPES = {"a patch embedding": (2, 3, 8, 8), "experts": (1, 3, 64)}
+
+
+class Model(Toy):
+    def __init__(self, part):
+        super().__init__(head=False)
+        self.part = part
+
+    def forward(self, *args, **kwargs):
+        return self.part(*args, **kwargs)
+
+
+def attempt(module, x, autocast):
+    """Every tensor that comes out; None where torch refuses the dtypes."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        try:
+            results = module(x)
+        except RuntimeError as error:
+            assert any(word in str(error) for word in ("dtype", "scalar type", "should be the same")), error
+            return None
+    return results if isinstance(results, tuple) else (results,)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["outside autocast", "autocast"])
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_module_is_touched_exactly_where_torch_would_have_raised(kind, autocast):
+    raised = set()
+    for dtype, weight_dtype in itertools.product(FLOATING, repeat=2):
+        torch.manual_seed(0)
+        model = lora_model(toy=Model(MODULES[kind]().to(weight_dtype)))
+        x, before = torch.randn(SHAPES.get(kind, (2, 3, 64))).to(dtype), state(model)
+        with qlora_bf16_patch.disabled(NAME):
+            unpatched = attempt(model, x, autocast)
+        patched = attempt(model, x, autocast)
+        if unpatched is None:
+            raised.add((dtype, weight_dtype))
+            assert patched[0].dtype == dtype
+            reference = copy.deepcopy(model).double()(x.double())
+            reference = reference[0] if isinstance(reference, tuple) else reference
+            torch.testing.assert_close(patched[0].double(), reference, atol=0.2, rtol=0.1)
+        else:
+            assert [(t.dtype, t.tolist()) for t in patched] == [(t.dtype, t.tolist()) for t in unpatched]
+        assert_unchanged(model, before)
+    assert bool(raised) == (kind != "an RMS norm" and (not autocast or "norm" in kind))
+
+
+def test_the_head_of_the_report_takes_float32_hidden_states_and_a_toggle_is_honoured():
+    model, x = lora_model(), torch.randn(2, 64)
+    assert model(x).dtype == torch.float32
+    with qlora_bf16_patch.disabled(NAME), pytest.raises(RuntimeError, match="same dtype"):
+        model(x)
+    assert model(x).shape == (2, 8)
+
+
+def test_a_copy_in_modules_to_save_is_covered():
+    model = get_peft_model(Toy(), LoraConfig(r=4, target_modules=["proj"], modules_to_save=["head"])).eval()
+    head = model.base_model.model.head.modules_to_save["default"]
+    head.to(torch.bfloat16)
+    assert model(torch.randn(2, 64)).dtype == torch.float32
+    with qlora_bf16_patch.disabled(NAME), pytest.raises(RuntimeError, match="same dtype"):
+        model(torch.randn(2, 64))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_parameters_behind_pefts_param_wrapper_are_covered(dtype):
+    config = LoraConfig(r=2, target_modules=["proj"], target_parameters=["part.gate"], init_lora_weights=False)
+    model = get_peft_model(Model(Experts().to(dtype)), config).eval()
+    x = torch.randn(1, 3, 64)
+    assert type(model.base_model.model.part).__name__ == "ParamWrapper"
+    assert model(x)[0].dtype == torch.float32
+    with qlora_bf16_patch.disabled(NAME), pytest.raises(RuntimeError, match=r"dtype|scalar type"):
+        model(x)
+
+
+def test_hidden_states_given_by_keyword_are_covered():
+    model = lora_model(toy=Model(Router().bfloat16()))
+    assert model(hidden_states=torch.randn(2, 64)).dtype == torch.float32
+
+
+def test_what_a_model_upcasts_on_purpose_stays_upcast():
+    model = lora_model(toy=Model(Experts().bfloat16()))
+    assert [t.dtype for t in model(torch.randn(1, 3, 64))] == [torch.float32, torch.float32]
+    assert [t.dtype for t in model(torch.randn(1, 3, 64).bfloat16())] == [torch.bfloat16, torch.float32]
+
+
+def test_modules_outside_the_model_are_left_alone():
+    lora_model()
+    other, x = nn.Linear(64, 8).bfloat16(), torch.randn(2, 64)
+    assert "forward" not in vars(other)
+    assert nn.Linear.forward.__module__ == "torch.nn.modules.linear"
+    with pytest.raises(RuntimeError, match="same dtype"):
+        other(x)
+
+
+def test_a_model_without_quantized_layers_is_left_alone():
+    model = get_peft_model(nn.ModuleDict({"proj": nn.Linear(64, 8)}), LoraConfig(target_modules=["proj"]))
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_deep_copy_uses_its_own_weights():
+    model, x = lora_model(), torch.randn(2, 64)
+    other = copy.deepcopy(model)
+    other.base_model.model.head.weight.data.zero_()
+    assert not other(x).any()
+    assert model(x).any()
+
+
+def test_a_pickled_module_loads_as_its_class_without_the_patch():
+    head = lora_model().base_model.model.head
+    loaded = pickle.loads(pickle.dumps(head))
+    assert torch.equal(loaded.weight, head.weight)
+    assert loaded.forward.__func__ is nn.Linear.forward
+
+
+def test_uninstalled_no_module_keeps_a_wrapper_and_enable_brings_them_back():
+    model, x = lora_model(), torch.randn(2, 64)
+    head = model.base_model.model.head
+    qlora_bf16_patch.uninstall()
+    try:
+        assert "forward" not in vars(head)
+        with pytest.raises(RuntimeError, match="same dtype"):
+            model(x)
+    finally:
+        qlora_bf16_patch.enable("bitsandbytes.*", "peft.*", "torch.*")
+    assert model(x).dtype == torch.float32
+
+
+def test_another_partys_forward_on_the_module_runs_beneath_and_comes_back():
+    toy = Toy()
+    theirs = toy.head.forward = lambda x: nn.Linear.forward(toy.head, x) + 1
+    model, x = lora_model(toy=toy), torch.randn(2, 64)
+    with qlora_bf16_patch.disabled(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+    torch.testing.assert_close(model(x).bfloat16(), expected, atol=2e-2, rtol=2e-2)
+    qlora_bf16_patch.uninstall()
+    try:
+        assert vars(toy.head)["forward"] is theirs
+    finally:
+        qlora_bf16_patch.enable("bitsandbytes.*", "peft.*", "torch.*")
+
+
+class Counting(ModelHook):
+    calls = 0
+
+    def pre_forward(self, module, *args, **kwargs):
+        Counting.calls += 1
+        return args, kwargs
+
+
+def test_modules_with_accelerates_hooks_are_covered_and_the_hooks_run():
+    toy = Toy()
+    add_hook_to_module(toy.head, Counting())  # as dispatch_model does, before PEFT's injection
+    model, x = lora_model(toy=toy), torch.randn(2, 64)
+    calls = Counting.calls
+    assert model(x).dtype == torch.float32
+    assert Counting.calls == calls + 1
+    assert copy.deepcopy(model)(x).dtype == torch.float32
+
+
+def test_guard_reaches_a_quantized_layer_that_accelerate_hooked_before_the_patch():
+    layer = linear4bit()
+    wrapper = type(layer).forward
+    type(layer).forward = wrapper.__wrapped__  # as before the import
+    try:
+        add_hook_to_module(layer, ModelHook())
+    finally:
+        type(layer).forward = wrapper
+    layer(torch.ones(2, 64, dtype=torch.bool))  # bypasses the patch
+    assert vars(layer)["_old_forward"].__func__ is wrapper.__wrapped__
+    qlora_bf16_patch.guard(nn.Sequential(layer))
+    with pytest.raises(TypeError, match="storage dtype"):
+        layer(torch.ones(2, 64, dtype=torch.bool))
+
+
+def test_guard_mends_a_model_without_peft():
+    model, x = Toy(), torch.randn(2, 64)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        model(x)
+    assert qlora_bf16_patch.guard(model) is model
+    assert model(x).dtype == torch.float32
+
+
+def test_guard_refuses_a_model_that_has_nothing_to_guard():
+    with pytest.raises(ValueError, match="Linear has no bitsandbytes 4- or 8-bit layer"):
+        qlora_bf16_patch.guard(nn.Linear(2, 2))
+
+
+def test_a_cast_is_told_once_per_module_with_its_path(caplog):
+    model = lora_model()
+    with caplog.at_level(logging.INFO, "qlora_bf16_patch"):
+        for _ in range(2):
+            model(torch.randn(2, 64))
+    assert [record.getMessage() for record in caplog.records] == [
+        "head: torch.float32 hidden states are cast to its torch.bfloat16 weights"
+    ]
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("part", [nn.Linear(64, 8), Router()], ids=["torch's own", "a model's own"])
+def test_strict_raises_where_a_cast_would_have_papered_over_a_mismatch(part):
+    model = lora_model(toy=Model(part.bfloat16()))
+    with pytest.raises(TypeError, match=rf"^part \({type(part).__name__}\).*bfloat16.*float32.*peft.boundary"):
+        model(torch.randn(2, 64))
+    assert model(torch.randn(2, 64).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_floating_token_ids_are_an_error_that_says_what_was_cast(dtype):
+    model = lora_model(toy=Model(nn.Embedding(300, 64)))
+    with pytest.raises(TypeError, match=rf"part \(Embedding\) was given {dtype} token ids of shape \(1, 3\)"):
+        model(torch.tensor([[257, 258, 259]]).to(dtype))
+    assert model(torch.tensor([[257]])).shape == (1, 1, 64)

@@ -1,0 +1,123 @@
+"""bitsandbytes.linear4bit: contracts A to D and F on the real layer."""
+
+import contextlib
+import copy
+import logging
+
+import pytest
+import torch
+
+import qlora_bf16_patch
+
+from .conftest import FLOATING, MODES, assert_unchanged, autocast, linear4bit, state
+
+NAME = "bitsandbytes.linear4bit"
+
+
+@pytest.mark.parametrize("bias", [False, *FLOATING], ids=str)
+@pytest.mark.parametrize("compute_dtype", [None, *FLOATING], ids=str)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_nothing_is_mutated_the_dtype_comes_back_and_autocast_changes_nothing(dtype, compute_dtype, bias):
+    layer = linear4bit(compute_dtype, bias)
+    before, x = state(layer), torch.randn(2, 3, 64).to(dtype)
+    for mode in MODES.values():
+        with mode():
+            outside = layer(x)
+            with autocast(compute_dtype or dtype):
+                inside = layer(x)
+        assert outside.dtype == inside.dtype == dtype
+        assert torch.equal(outside, inside)
+    assert_unchanged(layer, before)
+    if compute_dtype is not None:
+        assert layer.compute_dtype == compute_dtype
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_where_all_dtypes_agree_the_bits_are_the_unpatched_ones(dtype, bias):
+    layer, x = linear4bit(dtype, bias and dtype), torch.randn(2, 3, 64).to(dtype)
+    with qlora_bf16_patch.disabled(NAME):
+        unpatched = layer(x)
+    assert torch.equal(layer(x), unpatched)
+
+
+@pytest.mark.parametrize("dtype", FLOATING[1:], ids=str)
+def test_unpatched_a_forward_rounds_the_bias_for_good(dtype):
+    def changes(layer):
+        before = state(layer)
+        layer(torch.randn(2, 64))
+        return any(
+            dtype != state(layer)[name][0] or not torch.equal(data, state(layer)[name][2])
+            for name, (dtype, _, data) in before.items()
+        )
+
+    with qlora_bf16_patch.disabled(NAME):
+        assert changes(linear4bit(dtype))
+    assert not changes(linear4bit(dtype))
+
+
+@pytest.mark.parametrize("compute_dtype", FLOATING[1:], ids=str)
+def test_a_trained_bias_gets_the_gradient_of_its_own_dtype(compute_dtype):
+    layer = linear4bit(compute_dtype)
+    layer(torch.randn(2, 64)).sum().backward()
+    assert layer.bias.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.bias.grad, torch.full((64,), 2.0))
+
+
+def test_the_first_input_does_not_overrule_the_configured_compute_dtype():
+    # bitsandbytes up to 0.46.1 arrives at this state: `compute_type_is_set` was False whatever had been configured.
+    layer, x = linear4bit(torch.bfloat16), torch.randn(2, 64)
+    layer.compute_type_is_set = False
+    with qlora_bf16_patch.disabled(NAME):
+        overruled = copy.deepcopy(layer)
+        overruled(x)
+    assert overruled.compute_dtype == torch.float32
+    layer(x)
+    assert layer.compute_dtype == torch.bfloat16
+
+
+def test_a_weight_is_not_repacked_for_the_cpu():
+    # From 0.49 on for CPUs with AVX512-bf16; the kernel is theirs, the repacking runs on any.
+    def packed(layer):
+        layer.support_avx512bf16_for_cpu = True
+        with contextlib.suppress(Exception):
+            layer.eval()(torch.randn(2, 64).bfloat16())
+        return getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
+
+    with qlora_bf16_patch.disabled(NAME):
+        assert packed(linear4bit())
+    layer = linear4bit()
+    before = state(layer)
+    assert not packed(layer)
+    assert_unchanged(layer, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.bool], ids=str)
+def test_integer_activations_are_a_clear_error(dtype):
+    with pytest.raises(TypeError, match=rf"{dtype} tensor of shape \(2, 64\).*storage dtype.*compute_dtype"):
+        linear4bit()(torch.ones(2, 64).to(dtype))
+
+
+def test_a_float32_compute_dtype_under_half_precision_inputs_is_told_once(caplog, monkeypatch):
+    monkeypatch.setattr(qlora_bf16_patch._registry.installation(NAME), "notes", {})
+    layer = linear4bit(torch.float32)
+    with caplog.at_level(logging.WARNING, "qlora_bf16_patch"):
+        layer(torch.randn(2, 64))
+        assert not caplog.records
+        for _ in range(2):
+            layer(torch.randn(2, 64).bfloat16())
+    assert [record.message.count("bnb_4bit_compute_dtype") for record in caplog.records] == [1]
+    (row,) = (row for row in qlora_bf16_patch.status() if row.name == NAME)
+    assert "bnb_4bit_compute_dtype" in row.notes[0]
+
+
+def test_switched_off_the_bits_are_unpatched_and_uninstalled_the_very_object_is_back():
+    import bitsandbytes.nn.modules as library
+
+    wrapper = vars(library.Linear4bit)["forward"]
+    qlora_bf16_patch.uninstall()
+    try:
+        assert vars(library.Linear4bit)["forward"] is wrapper.__wrapped__
+    finally:
+        qlora_bf16_patch.enable("bitsandbytes.*", "peft.*", "torch.*")
+    assert vars(library.Linear4bit)["forward"].__wrapped__ is wrapper.__wrapped__
