@@ -46,15 +46,14 @@ _MENDED_ALWAYS = {
 }
 
 
-def mark(model: torch.nn.Module, installation: Installation) -> int:
+def mark(model: torch.nn.Module, installation: Installation) -> bool:
     """Give each module of ``model`` that the patch is for its mark and its forward.
 
     Returns:
-        The number of marked modules; 0 for a model that holds nothing quantized by bitsandbytes.
+        False for a model that holds nothing quantized by bitsandbytes; it is left alone.
     """
     if not _quantized(model):
-        return 0
-    marked = 0
+        return False
     # The adapters of a k-bit layer are cast by the layer's own patch, to its compute dtype.
     others = {part for module in model.modules() if _kbit(_base_layer(module)) for part in module.modules()}
     for path, module in model.named_modules():
@@ -66,8 +65,7 @@ def mark(model: torch.nn.Module, installation: Installation) -> int:
             attribute = "_old_forward" if "_old_forward" in vars(module) else "forward"
             installation.bind(module, attribute, forward(installation, type(module)))
         setattr(module, MARK, path)
-        marked += 1
-    return marked
+    return True
 
 
 def rebind_hooked(model: torch.nn.Module) -> None:
@@ -105,7 +103,7 @@ def _forward_for(module: torch.nn.Module) -> Callable[[Installation, type], Call
     cls: Any = type(module)
     if _kbit(module) or isinstance(module, BaseTunerLayer) or cls.forward is nn.Module.forward:
         return None
-    if isinstance(module, nn.Embedding):
+    if cls.forward is nn.Embedding.forward:
         return _token_ids
     weight = module._parameters.get("weight")
     if weight is not None and _kind(cls):
