@@ -17,6 +17,11 @@ def _load() -> Factory:
 
     import torch
 
+    def taken(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
+        """Whether torch takes them as they are: a mask of booleans or of float32 goes with every query."""
+        masks = (None, torch.bool, torch.float32, query.dtype)
+        return query.dtype == key.dtype == value.dtype and (None if mask is None else mask.dtype) in masks
+
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
         def scaled_dot_product_attention(
@@ -31,6 +36,12 @@ def _load() -> Factory:
             agree = key.dtype == dtype and value.dtype == dtype and (attn_mask is None or attn_mask.dtype == dtype)
             if agree or not installation.on or torch.is_autocast_enabled(query.device.type):
                 return original(query, key, value, attn_mask, *args, **kwargs)  # type: ignore[no-any-return]
+            if installation.strict and not taken(query, key, value, attn_mask):
+                raise TypeError(
+                    f"attention was given query, key and value of {dtype}, {key.dtype}, {value.dtype} and a mask of "
+                    f"{None if attn_mask is None else attn_mask.dtype}. torch.attention would have cast them, but "
+                    "QLORA_BF16_PATCH_STRICT is set."
+                )
             if key.dtype != dtype or value.dtype != dtype:
                 # The half precision of the three, as autocast would compute it.
                 common = next((t.dtype for t in (value, key, query) if t.dtype != torch.float32), dtype)

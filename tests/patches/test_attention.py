@@ -1,0 +1,64 @@
+"""torch.attention: query, key, value and mask of different floating dtypes, where torch would raise."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import qlora_bf16_patch
+
+from .conftest import FLOATING
+
+NAME = "torch.attention"
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["outside autocast", "autocast"])
+@pytest.mark.parametrize("dtypes", list(itertools.product(FLOATING, repeat=3)), ids=str)
+def test_attention_takes_other_dtypes_exactly_where_torch_raises(dtypes, autocast):
+    torch.manual_seed(0)
+    q, k, m = (torch.randn(1, 2, 4, n).to(dtype) for dtype, n in zip(dtypes, (8, 8, 4), strict=True))
+    attend = functools.partial(nn.functional.scaled_dot_product_attention, attn_mask=m)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with qlora_bf16_patch.disabled(NAME):
+            reference = attend(q.double(), k.double(), k.double(), attn_mask=m.double())
+            try:
+                unpatched = attend(q, k, k)
+            except RuntimeError as error:
+                assert "dtype" in str(error)
+                unpatched = None
+        patched = attend(q, k, k)
+    if unpatched is None:
+        assert patched.dtype == q.dtype
+        torch.testing.assert_close(patched.double(), reference.double(), atol=2e-2, rtol=2e-2)
+    else:
+        assert torch.equal(patched, unpatched)
+        assert patched.dtype == unpatched.dtype
+
+
+def test_a_minimum_of_bfloat16_stays_finite_in_a_float16_attention():
+    q, m = torch.randn(1, 1, 2, 8).half(), torch.full((2, 2), torch.finfo(torch.bfloat16).min).bfloat16()
+    m[:, 0] = 0
+    assert nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=m).isfinite().all()
+
+
+@pytest.mark.usefixtures("strict")
+def test_strict_raises_where_a_cast_would_have_papered_over_a_mismatch():
+    q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8).bfloat16()
+    with pytest.raises(TypeError, match=r"float32, torch.bfloat16, torch.bfloat16.*torch.attention"):
+        nn.functional.scaled_dot_product_attention(q, k, k)
+    assert nn.functional.scaled_dot_product_attention(q, q, q).dtype == torch.float32
+
+
+def test_compiled_attention_equals_eager_and_a_toggle_is_honoured():
+    torch._dynamo.reset()
+    q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8).bfloat16()
+
+    def attend(q, k):
+        return nn.functional.scaled_dot_product_attention(q, k, k)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(q, k), attend(q, k))
+    with qlora_bf16_patch.disabled(NAME), pytest.raises(Exception, match="dtype"):
+        compiled(q, k)
