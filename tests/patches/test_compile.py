@@ -106,6 +106,7 @@ def test_the_patches_add_no_graph_break_and_no_recompilation():
     assert graphs(model) <= unpatched
 
 
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")  # the attributes of a stand-in
 def test_a_patched_model_is_exported():
     model, x = lora_model(toy=Block()), torch.randn(1, 4, 64)
     with torch.no_grad():
