@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 
 import pytest
-from sweep.results import RECIPES, regressions
-from sweep.workers import Worker
+
+from .sweep.results import RECIPES, regressions
+from .sweep.workers import Worker
 
 SELECTION = [
     "LlamaForCausalLM",
