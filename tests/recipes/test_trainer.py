@@ -91,6 +91,13 @@ class GenerateAfterStep(TrainerCallback):
         model.train(training)
 
 
+class AutocastTrainer(Trainer):
+    """Mixed precision in float16, which accelerate offers on GPUs alone."""
+
+    def autocast_smart_context_manager(self, cache_enabled=True):
+        return torch.autocast("cpu", torch.float16)
+
+
 def train(model, folder, bf16):
     torch.manual_seed(0)
     ids = [torch.randint(3, 300, (12,)) for _ in range(8)]
@@ -108,7 +115,9 @@ def train(model, folder, bf16):
         disable_tqdm=True,
     )
     data = [{"input_ids": i, "labels": i.clone()} for i in ids]
-    Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback]).train()
+    (Trainer if bf16 else AutocastTrainer)(
+        model=model, args=arguments, train_dataset=data, callbacks=[callback]
+    ).train()
     return callback
 
 
