@@ -70,10 +70,11 @@ def guard(model: torch.nn.Module) -> torch.nn.Module:
 
     import peft.tuners.tuners_utils  # noqa: F401  # brings the patch in place, where a script without PEFT did not
 
-    from .patches.boundary import mark, rebind_hooked
+    from .patches import boundary, tuners
 
-    rebind_hooked(model)
-    if not mark(model, _registry.installation("peft.boundary")):
+    boundary.rebind_hooked(model)
+    tuners.mark(model, _registry.installation("peft.tuners"))
+    if not boundary.mark(model, _registry.installation("peft.boundary")):
         raise ValueError(f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to guard.")
     return model
 

@@ -28,6 +28,40 @@ def stand_in(module: _Module, **attributes: Any) -> _Module:
     return other
 
 
+def refuse_integers(layer: torch.nn.Module, x: torch.Tensor) -> None:
+    """A k-bit layer computes garbage from integers, silently on some paths.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+    """
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{type(layer).__name__} was given a {x.dtype} tensor of shape {tuple(x.shape)}: its caller cast the "
+            "activations to the weight's storage dtype, which destroys them. Cast to the layer's compute_dtype "
+            f"({getattr(layer, 'compute_dtype', None)}) instead."
+        )
+
+
+def compute_dtype(layer: Any, x: torch.Tensor) -> torch.dtype:
+    """What a k-bit layer, or an adapter on one, computes in: what was configured, else the input's dtype.
+
+    bitsandbytes' 8-bit layers have nothing to configure.
+    """
+    base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    return getattr(base, "compute_dtype", None) or x.dtype
+
+
+def bias_of(layer: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """What to change in a :func:`stand_in` for ``layer``, so that its bias is in ``dtype``; nothing where it is.
+
+    Every release of bitsandbytes up to 0.50.2 writes ``bias.data = bias.data.to(x.dtype)`` in its forwards, which
+    rounds a trained bias for good. Here upstream's forward finds one that fits, and has nothing to write.
+    """
+    if layer.bias is None or layer.bias.dtype == dtype:
+        return {}
+    return {"_parameters": {**layer._parameters, "bias": layer.bias.to(dtype)}}
+
+
 def floating(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     """The floating tensors among ``values``, one level deep."""
     for value in values:

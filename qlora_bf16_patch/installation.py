@@ -74,6 +74,11 @@ class Installation:
             setattr(instance, BEFORE, vars(instance)[attribute])
         setattr(instance, attribute, types.MethodType(function, instance))
 
+    @staticmethod
+    def binds(instance: Any, attribute: str, function: Callable[..., Any]) -> bool:
+        """Whether :meth:`bind` has put ``function`` there."""
+        return getattr(vars(instance).get(attribute), "__func__", None) is function
+
     def note(self, key: str, text: str) -> None:
         """Tell something once, as a warning in the log and from then on in the status."""
         if key not in self.notes:
@@ -85,7 +90,7 @@ class Installation:
         for (owner, attribute), factory in list(self._targets.items()):
             self.wrap(owner, attribute, factory)
         for instance, (attribute, function) in list(self._bound.items()):
-            if not _binds(instance, attribute, function):
+            if not self.binds(instance, attribute, function):
                 self.bind(instance, attribute, function)
 
     @property
@@ -94,20 +99,24 @@ class Installation:
         return bool(self._targets)
 
     def shadowed_by(self) -> str | None:
-        """The function that another party put over ours, or None."""
+        """The function that another party put in the place of ours, or None; one that wraps ours leaves it at work."""
         for owner, attribute, _, wrapper in self._wrapped:
             current = vars(owner).get(attribute)
-            if current is not wrapper:
+            if not _wraps(current, wrapper):
                 module = getattr(current, "__module__", None) or "?"
                 name = getattr(current, "__qualname__", None) or repr(current)
                 return f"{owner.__name__}.{attribute} was replaced by {module}.{name}"
         return None
 
-    def restore(self) -> None:
-        """Flag first, then the very objects that stood there before; another party's wrapper is left alone."""
+    def restore(self) -> bool:
+        """Flag first, then the very objects that stood there before; another party's wrapper is left alone.
+
+        Returns:
+            Whether anything was put back.
+        """
         self.on = False
         for instance, (attribute, function) in list(self._bound.items()):
-            if _binds(instance, attribute, function):
+            if self.binds(instance, attribute, function):
                 if BEFORE in vars(instance):
                     setattr(instance, attribute, vars(instance).pop(BEFORE))
                 else:
@@ -120,8 +129,12 @@ class Installation:
                 delattr(owner, attribute)
             else:
                 setattr(owner, attribute, before)
+        changed = len(kept) < len(self._wrapped)
         self._wrapped = kept[::-1]
+        return changed
 
 
-def _binds(instance: Any, attribute: str, function: Callable[..., Any]) -> bool:
-    return getattr(vars(instance).get(attribute), "__func__", None) is function
+def _wraps(function: Any, wrapped: Any) -> bool:
+    while function is not None and function is not wrapped:
+        function = getattr(function, "__wrapped__", None)
+    return function is wrapped

@@ -5,6 +5,7 @@ A mode sees every call of torch's Python API in its block. Dynamo traces it (tor
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,13 @@ class ComputeIn(TorchFunctionMode):
             args = [_to(self.dtype, value) for value in args]
             kwargs = {name: _to(self.dtype, value) for name, value in (kwargs or {}).items()}
         return func(*args, **(kwargs or {}))
+
+
+def region(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """What a training step in ``dtype`` runs in, for a layer outside of one; nothing where autocast is on already."""
+    if torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=dtype) if dtype in HALF else ComputeIn(dtype)
 
 
 def _to(dtype: torch.dtype, value: Any) -> Any:
@@ -128,6 +136,19 @@ def _value(mode: Fitted, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
     return func(*args, **kwargs)
 
 
+def _joined(mode: Fitted, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Autocast refuses to join a half precision that is not its own, unless something in float32 stands before it."""
+    tensors = list(args[0]) if args else []
+    device = tensors[0].device.type if tensors else "cpu"
+    if torch.is_autocast_enabled(device):
+        own = torch.get_autocast_dtype(device)
+        unusual = (t.dtype for t in tensors if t.dtype in (torch.float32, *HALF) and t.dtype != own)
+        if (other := next(unusual, torch.float32)) != torch.float32:
+            mode.cast(other, own)
+            args = [[t.to(own) if t.dtype == other else t for t in tensors], *args[1:]]
+    return func(*args, **kwargs)
+
+
 def _source(at: int) -> Any:
     """A rule for operations that write a source into a tensor: the source takes the tensor's dtype."""
 
@@ -182,6 +203,7 @@ _RULES: dict[Any, Any] = {
     _F.group_norm: _weighted("norm", 2),
     _F.batch_norm: _weighted("batch_norm", 3),
     **dict.fromkeys((torch.masked_fill, _T.masked_fill, _T.masked_fill_, _F.pad), _value),
+    **dict.fromkeys((torch.cat, torch.concat, torch.stack), _joined),
     **dict.fromkeys((torch.lerp, _T.lerp, _T.lerp_), _source(1)),
     **dict.fromkeys((torch.index_put, _T.index_put, _T.index_put_, _T.__setitem__), _source(2)),
     **dict.fromkeys((torch.masked_scatter, _T.masked_scatter, _T.masked_scatter_), _source(2)),

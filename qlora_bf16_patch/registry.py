@@ -143,9 +143,11 @@ class Registry:
     def uninstall(self) -> None:
         """Turn everything off and put back the very objects that were there before; ``enable`` brings it back."""
         with self._lock:
-            for entry in reversed(list(self._entries.values())):
+            entries = list(self._entries.values())[::-1]
+            for entry in entries:
                 entry.on, entry.decided_by = False, "call (uninstall)"
-                entry.installation.restore()
+            while any([entry.installation.restore() for entry in entries]):
+                pass  # a wrapper of ours that stood beneath another one of ours is free now
 
     def status(self) -> list[Status]:
         """Every patch with its state, reason and who decided."""

@@ -17,19 +17,14 @@ def _load() -> Factory:
 
     import torch
 
-    from ..dtypes import HALF, stand_in
+    from ..dtypes import HALF, bias_of, refuse_integers, stand_in
 
     def untouched(layer: Any, dtype: torch.dtype) -> Any:
-        """The layer, or a stand-in that upstream's forward does not write to.
-
-        Every release up to 0.50.2 writes `bias.data = bias.data.to(x.dtype)`, which rounds a trained bias for good.
-        From 0.49 on a layer in evaluation repacks its weight for CPUs with AVX512-bf16, which rounds the quantization's
-        scales to bfloat16 for good and has no gradient (functional.py, _convert_weight_packed_for_cpu).
-        """
-        attributes: dict[str, Any] = {}
-        if layer.bias is not None and layer.bias.dtype != dtype:
-            attributes["_parameters"] = {**layer._parameters, "bias": layer.bias.to(dtype)}
+        """The layer, or a stand-in where upstream's forward would write to a parameter."""
+        attributes = bias_of(layer, dtype)
         if getattr(layer, "support_avx512bf16_for_cpu", False):
+            # From 0.49 on a layer in evaluation repacks its weight for such CPUs, which rounds the quantization's
+            # scales to bfloat16 for good and has no gradient (functional.py, _convert_weight_packed_for_cpu).
             attributes["support_avx512bf16_for_cpu"] = False
         return stand_in(layer, **attributes) if attributes else layer
 
@@ -38,12 +33,7 @@ def _load() -> Factory:
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
             if not installation.on:
                 return original(self, x)  # type: ignore[no-any-return]
-            if not x.dtype.is_floating_point:
-                raise TypeError(
-                    f"{type(self).__name__} was given a {x.dtype} tensor of shape {tuple(x.shape)}: its caller cast "
-                    "the activations to the weight's storage dtype, which destroys them. Cast to the layer's "
-                    f"compute_dtype ({self.compute_dtype}) instead."
-                )
+            refuse_integers(self, x)
             if not self.compute_type_is_set:
                 # bitsandbytes < 0.47 replaces a configured compute dtype by the first input's (bitsandbytes#1623).
                 if self.compute_dtype is None:
@@ -56,7 +46,7 @@ def _load() -> Factory:
                     f"4-bit layers compute in float32 though they are given {x.dtype} hidden states: "
                     "BitsAndBytesConfig's default. Set bnb_4bit_compute_dtype=torch.bfloat16 if you did not mean that.",
                 )
-            # Cast here, so that upstream finds a bias of the input's dtype and has nothing to write.
+            # Cast here, since upstream before 0.50 compares the bias with the input as it was given.
             return original(untouched(self, dtype), x.to(dtype)).to(x.dtype)  # type: ignore[no-any-return]
 
         return forward

@@ -1,4 +1,4 @@
-"""``peft.lora.linear4bit``: the whole LoRA layer computes in its compute dtype and gives back the input's dtype."""
+"""``peft.lora.linear4bit`` and its 8-bit sibling: the whole LoRA layer computes in its compute dtype."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _load() -> Factory:
     from torch import nn
     from torch.nn.modules import module as torch_module
 
-    from ..dtypes import HALF, stand_in
-    from ..modes import ComputeIn
+    from ..dtypes import HALF, compute_dtype, stand_in
+    from ..modes import region
 
     has_global_hooks: Any = torch_module._has_any_global_hook
 
@@ -77,52 +77,47 @@ def _load() -> Factory:
         bias = adapter.bias
         return nn.functional.linear(rows, adapter.weight.to(dtype), None if bias is None else bias.to(dtype))
 
-    def adapters_round(layer: Any, compute_dtype: torch.dtype) -> bool:
+    def adapters_round(layer: Any, dtype: torch.dtype) -> bool:
         """Whether an active adapter is in a half precision that is not the compute dtype.
 
         Upstream casts the input to each adapter's dtype in turn, and the next adapter sees it rounded.
         """
         adapters = (layer.lora_A[name] for name in layer.active_adapters if name in layer.lora_A)
-        dtypes = {getattr(getattr(adapter, "weight", None), "dtype", compute_dtype) for adapter in adapters}
-        return any(dtype in HALF and dtype != compute_dtype for dtype in dtypes)
+        theirs = {getattr(getattr(adapter, "weight", None), "dtype", dtype) for adapter in adapters}
+        return any(other in HALF and other != dtype for other in theirs)
 
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
         def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             if not installation.on or not x.dtype.is_floating_point:
                 return original(self, x, *args, **kwargs)  # type: ignore[no-any-return]
-            device = x.device.type
-            compute_dtype = getattr(self.get_base_layer(), "compute_dtype", None) or x.dtype
-            autocast = torch.is_autocast_enabled(device)
+            dtype, autocast = compute_dtype(self, x), torch.is_autocast_enabled(x.device.type)
             adapters = None if autocast else plain_adapters(self, x, bool(args or kwargs))
             if adapters is not None:
-                return added_up(self, x, compute_dtype, adapters)
+                return added_up(self, x, dtype, adapters)
             layer = self
-            if adapters_round(self, compute_dtype) or not (autocast or compute_dtype in HALF):
+            if adapters_round(self, dtype) or not (autocast or dtype in HALF):
                 layer = stand_in(self, cast_input_dtype_enabled=False)  # what is cast below is cast once
-            if autocast:
-                result = original(layer, x, *args, **kwargs)
-            elif compute_dtype in HALF:
-                # The very region that a training step runs in, so generation computes what training computed.
-                with torch.autocast(device, dtype=compute_dtype):
-                    result = original(layer, x, *args, **kwargs)
-            else:
-                with ComputeIn(compute_dtype):  # autocast knows half precisions alone
-                    result = original(layer, x, *args, **kwargs)
-            return result.to(x.dtype)  # type: ignore[no-any-return]
+            with region(x.device.type, dtype):
+                return original(layer, x, *args, **kwargs).to(x.dtype)  # type: ignore[no-any-return]
 
         return forward
 
     return factory
 
 
-PATCH = Patch(
-    name="peft.lora.linear4bit",
-    module="peft.tuners.lora.bnb",
-    attribute="Linear4bit.forward",
-    load=_load,
-    summary="LoRA on 4-bit layers computes in the compute dtype, as under autocast, and gives back the input's dtype",
-    distribution="peft",
-    requires=">=0.6",
-    reports=("huggingface/peft#1515", "huggingface/peft#1172"),
-)
+def _patch(bits: int, layer: str, reports: tuple[str, ...]) -> Patch:
+    return Patch(
+        name=f"peft.lora.linear{bits}bit",
+        module="peft.tuners.lora.bnb",
+        attribute=f"{layer}.forward",
+        load=_load,
+        summary=f"LoRA on {bits}-bit layers computes in the compute dtype and gives back the input's dtype",
+        distribution="peft",
+        requires=">=0.6",
+        reports=reports,
+    )
+
+
+LINEAR4BIT = _patch(4, "Linear4bit", ("huggingface/peft#1515", "huggingface/peft#1172"))
+LINEAR8BIT = _patch(8, "Linear8bitLt", ("huggingface/peft#101", "huggingface/peft#121", "huggingface/peft#874"))

@@ -13,7 +13,7 @@ from torch import nn
 
 import qlora_bf16_patch
 
-from .conftest import FLOATING, HALF, Toy, assert_unchanged, linear4bit, lora_model, state
+from .conftest import DEFAULT, FLOATING, HALF, Toy, assert_unchanged, linear4bit, lora_model, state
 
 NAME = "peft.boundary"
 
@@ -183,7 +183,7 @@ def test_uninstalled_no_module_keeps_a_wrapper_and_enable_brings_them_back():
         with pytest.raises(RuntimeError, match="same dtype"):
             model(x)
     finally:
-        qlora_bf16_patch.enable("bitsandbytes.*", "peft.*", "torch.*")
+        qlora_bf16_patch.enable(*DEFAULT)
     assert model(x).dtype == torch.float32
 
 
@@ -198,7 +198,7 @@ def test_another_partys_forward_on_the_module_runs_beneath_and_comes_back():
     try:
         assert vars(toy.head)["forward"] is theirs
     finally:
-        qlora_bf16_patch.enable("bitsandbytes.*", "peft.*", "torch.*")
+        qlora_bf16_patch.enable(*DEFAULT)
 
 
 class Counting(ModelHook):

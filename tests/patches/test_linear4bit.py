@@ -9,7 +9,7 @@ import torch
 
 import qlora_bf16_patch
 
-from .conftest import FLOATING, MODES, assert_unchanged, autocast, linear4bit, state
+from .conftest import DEFAULT, FLOATING, MODES, assert_unchanged, autocast, linear4bit, state
 
 NAME = "bitsandbytes.linear4bit"
 
@@ -119,5 +119,5 @@ def test_switched_off_the_bits_are_unpatched_and_uninstalled_the_very_object_is_
     try:
         assert vars(library.Linear4bit)["forward"] is wrapper.__wrapped__
     finally:
-        qlora_bf16_patch.enable("bitsandbytes.*", "peft.*", "torch.*")
+        qlora_bf16_patch.enable(*DEFAULT)
     assert vars(library.Linear4bit)["forward"].__wrapped__ is wrapper.__wrapped__

@@ -1,0 +1,60 @@
+"""``bitsandbytes.linear8bit``: the input's dtype comes back, the bias is never written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..installation import Factory, Installation
+from ..registry import Patch
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _load() -> Factory:
+    import contextlib
+    import functools
+
+    import torch
+
+    from ..dtypes import bias_of, refuse_integers, stand_in
+
+    def without_overflow(layer: Any, device: str) -> contextlib.AbstractContextManager[Any]:
+        """Autocast off where it would overflow the product of integers.
+
+        Where bitsandbytes has no kernel (CPUs without AVX-512), its evaluation multiplies them as float32, and autocast
+        turns that into a half precision: float16 overflows, and what comes out is garbage (backends/default/ops.py,
+        _int8_linear_matmul_impl, 0.50.2). The layer's training has another path, which is meant to be autocast.
+        """
+        if layer.training or device == "cuda" or not torch.is_autocast_enabled(device):
+            return contextlib.nullcontext()
+        return torch.autocast(device, enabled=False)
+
+    def factory(original: Any, installation: Installation) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+            if not installation.on:
+                return original(self, x)  # type: ignore[no-any-return]
+            refuse_integers(self, x)
+            attributes = bias_of(self, x.dtype)
+            layer = stand_in(self, **attributes) if attributes else self
+            with without_overflow(self, x.device.type):
+                # Under autocast on CPU and XPU a layer in training gives back autocast's dtype (MatMul8bitFp).
+                return original(layer, x).to(x.dtype)  # type: ignore[no-any-return]
+
+        return forward
+
+    return factory
+
+
+PATCH = Patch(
+    name="bitsandbytes.linear8bit",
+    module="bitsandbytes.nn.modules",
+    attribute="Linear8bitLt.forward",
+    load=_load,
+    summary="8-bit layers give back the input's dtype, and never write to the bias",
+    distribution="bitsandbytes",
+    requires=">=0.43",
+    reports=("huggingface/peft#101", "huggingface/peft#874"),
+)

@@ -1,0 +1,90 @@
+"""``peft.tuners``: PEFT's other methods on k-bit layers compute in the compute dtype and give back the input's dtype.
+
+Which methods there are, and on which of their classes, is not listed here: every tuner layer around a k-bit layer gets
+the forward when PEFT has injected it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..installation import BEFORE, Factory, Installation
+from ..registry import Patch
+from . import lora
+
+if TYPE_CHECKING:
+    import torch
+
+_OTHERS = {(lora.LINEAR4BIT.module, lora.LINEAR4BIT.attribute), (lora.LINEAR8BIT.module, lora.LINEAR8BIT.attribute)}
+
+
+def mark(model: torch.nn.Module, installation: Installation) -> None:
+    """Give each tuner layer of ``model`` whose base layer is quantized its forward."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if not isinstance(module, BaseTunerLayer) or not isinstance(
+            module.get_base_layer(), (Linear4bit, Linear8bitLt)
+        ):
+            continue
+        cls: Any = type(module)
+        forward = _forward(installation, cls)
+        if (cls.__module__, f"{cls.__qualname__}.forward") in _OTHERS or installation.binds(module, "forward", forward):
+            continue
+        installation.bind(module, "forward", forward)
+
+
+@functools.cache
+def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
+
+    from ..dtypes import HALF, compute_dtype, refuse_integers
+    from ..modes import Fitted, region
+
+    def mixes_halves(layer: Any, dtype: torch.dtype) -> bool:
+        """Whether an adapter is in the other half precision: autocast refuses to join the two."""
+        named = (getattr(layer, name, {}) for name in layer.adapter_layer_names)
+        values = (value for container in named if hasattr(container, "values") for value in container.values())
+        dtypes = {getattr(value, "dtype", getattr(getattr(value, "weight", None), "dtype", dtype)) for value in values}
+        return any(other in HALF and other != dtype for other in dtypes) and dtype in HALF
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        before = vars(self).get(BEFORE)
+        original = functools.partial(cls.forward, self) if before is None else before
+        if not installation.on:
+            return original(x, *args, **kwargs)
+        refuse_integers(self, x)
+        dtype = compute_dtype(self, x)
+        joined = Fitted(dtype, lambda *_: None) if mixes_halves(self, dtype) else contextlib.nullcontext()
+        with region(x.device.type, dtype), joined:
+            return original(x, *args, **kwargs).to(x.dtype)
+
+    return forward
+
+
+def _load() -> Factory:
+    def factory(original: Any, installation: Installation) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def inject_adapter(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, model, *args, **kwargs)
+            mark(model, installation)  # also while switched off, so that it can be switched on
+            return result
+
+        return inject_adapter
+
+    return factory
+
+
+PATCH = Patch(
+    name="peft.tuners",
+    module="peft.tuners.tuners_utils",
+    attribute="BaseTuner.inject_adapter",
+    load=_load,
+    summary="PEFT's other methods on 4- and 8-bit layers compute in the compute dtype and give back the input's",
+    distribution="peft",
+    requires=">=0.6",
+)

@@ -1,0 +1,83 @@
+"""bitsandbytes.linear8bit: contracts A to D on the real layer; an 8-bit layer computes in its input's dtype."""
+
+import bitsandbytes as bnb
+import pytest
+import torch
+
+import qlora_bf16_patch
+
+from .conftest import FLOATING, MODES, assert_unchanged, autocast, state
+
+NAME = "bitsandbytes.linear8bit"
+
+
+def linear8bit(bias=True, training=False):
+    torch.manual_seed(0)
+    layer = bnb.nn.Linear8bitLt(64, 64, bias=bool(bias), has_fp16_weights=False).to("cpu").train(training)
+    if isinstance(bias, torch.dtype):
+        layer.bias.data = layer.bias.data.to(bias)
+    layer(torch.randn(1, 64).to(layer.bias.dtype if bias else torch.float32))  # moves its statistics to their place
+    return layer
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("bias", [False, *FLOATING], ids=str)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_nothing_is_mutated_the_dtype_comes_back_and_autocast_changes_nothing(dtype, bias, training):
+    layer = linear8bit(bias, training)
+    before, x = state(layer), torch.randn(2, 3, 64).to(dtype)
+    for mode in MODES.values():
+        with mode():
+            outside = layer(x)
+            with autocast(dtype):
+                inside = layer(x)
+            with autocast(torch.bfloat16):
+                assert layer(x).dtype == dtype
+        assert outside.dtype == inside.dtype == dtype
+        assert torch.equal(outside, inside)
+    assert_unchanged(layer, before)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_where_all_dtypes_agree_the_bits_are_the_unpatched_ones(dtype, training):
+    layer, x = linear8bit(dtype, training), torch.randn(2, 3, 64).to(dtype)
+    with qlora_bf16_patch.disabled(NAME):
+        unpatched = layer(x)
+    assert torch.equal(layer(x), unpatched)
+
+
+def test_unpatched_a_forward_rounds_the_bias_for_good():
+    def bias_after(layer):
+        layer(torch.randn(2, 64).bfloat16())
+        return layer.bias
+
+    with qlora_bf16_patch.disabled(NAME):
+        assert bias_after(linear8bit()).dtype == torch.bfloat16
+    before = linear8bit().bias.clone()
+    assert torch.equal(bias_after(linear8bit()), before)
+
+
+def test_unpatched_a_training_layer_leaks_autocasts_dtype():
+    layer, x = linear8bit(training=True), torch.randn(2, 64)
+    with autocast(torch.bfloat16):
+        with qlora_bf16_patch.disabled(NAME):
+            assert layer(x).dtype == torch.bfloat16
+        assert layer(x).dtype == torch.float32
+
+
+def test_an_evaluation_under_autocast_does_not_overflow():
+    layer, x = linear8bit(), torch.randn(2, 64).half()
+    expected = layer(x)
+    with autocast(torch.float16):
+        assert torch.equal(layer(x), expected)
+        with qlora_bf16_patch.disabled(NAME):
+            unpatched = layer(x)
+    if "avx512" not in torch.backends.cpu.get_cpu_capability().lower():  # there bitsandbytes has a kernel
+        assert (unpatched - expected).abs().max() > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.bool], ids=str)
+def test_integer_activations_are_a_clear_error(dtype):
+    with pytest.raises(TypeError, match=rf"Linear8bitLt was given a {dtype} tensor of shape \(2, 64\).*storage dtype"):
+        linear8bit()(torch.ones(2, 64).to(dtype))
