@@ -28,8 +28,8 @@ class Fitted(TorchFunctionMode):
         dtype: dtype of the surrounding module's weights: products of activations and weights are computed in it. None
             where it has none: they are computed in the half precision among the operands, as autocast would.
         cast: told of each cast, and free to raise.
-        storage: also keep what goes on around quantized weights right: activations are not cast to the integers in
-            which those are stored, and these are not clamped.
+        storage: also keep right what a model does with a 4-bit weight as if it were a matrix: activations are not
+            cast to the integers in which it is stored, and it is dequantized before it is clamped.
     """
 
     def __init__(self, dtype: torch.dtype | None, cast: Cast, storage: bool = False) -> None:
@@ -178,9 +178,16 @@ def _stays_floating(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return func(*args, **kwargs)
 
 
-def _not_clamped(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    bounded = any(isinstance(value, float) for value in (*args[1:], *kwargs.values()))
-    return args[0] if bounded and not args[0].is_floating_point() else func(*args, **kwargs)
+def _clamped(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a forward wants from ``weight.clamp(-1.0, 1.0)``; clamping a frozen weight in place is left out."""
+    weight, bounded = args[0], any(isinstance(value, float) for value in (*args[1:], *kwargs.values()))
+    if weight.is_floating_point() or not bounded:
+        return func(*args, **kwargs)
+    if func in (_T.clamp_, torch.clamp_):
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return func(dequantize_4bit(weight, weight.quant_state), *args[1:], **kwargs)
 
 
 def _named(name: str) -> Iterator[Any]:
@@ -211,4 +218,7 @@ _RULES: dict[Any, Any] = {
     **dict.fromkeys((torch.scatter, _T.scatter, _T.scatter_), _source(3)),
     **dict.fromkeys((torch.scatter_add, _T.scatter_add, _T.scatter_add_), _source(3)),
 }
-_STORAGE: dict[Any, Any] = {_T.to: _stays_floating, _T.clamp_: _not_clamped, torch.clamp_: _not_clamped}
+_STORAGE: dict[Any, Any] = {
+    _T.to: _stays_floating,
+    **dict.fromkeys((torch.clamp, torch.clamp_, _T.clamp, _T.clamp_), _clamped),
+}

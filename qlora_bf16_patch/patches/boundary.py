@@ -209,7 +209,7 @@ def _torchs_own(installation: Installation, cls: Any) -> Callable[..., Any]:
 @functools.cache
 def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
     """Routers, experts and whatever else a model's code multiplies: the operation that would raise is mended."""
-    from ..dtypes import floating
+    from ..dtypes import floating, stand_in
     from ..modes import Fitted
 
     looked_into, always = _looked_into(cls.forward), _named(cls)
@@ -223,10 +223,25 @@ def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
         given = [tensor.dtype for tensor in floating((*args, *kwargs.values()))]
         if not storage and len({*own, *given}) < 2:
             return _original(self, *args, **kwargs)
-        with Fitted(own[0] if own else None, functools.partial(_tell, installation, self), storage):
-            return _original(self, *args, **kwargs)
+
+        def mended(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            with Fitted(own[0] if own else None, functools.partial(_tell, installation, self), storage):
+                return run(*args, **kwargs)
+
+        layer = self
+        if self.training and getattr(self, "gradient_checkpointing", False) and BEFORE not in vars(self):
+            # transformers checkpoints inside of a layer's forward (modeling_layers.py, GradientCheckpointingLayer):
+            # what the backward runs again must be mended as well.
+            checkpoint = self._gradient_checkpointing_func
+            again = functools.partial(_checkpointed, checkpoint, mended)
+            layer = stand_in(self, _gradient_checkpointing_func=again)
+        return mended(_original, layer, *args, **kwargs)
 
     return forward
+
+
+def _checkpointed(checkpoint: Callable[..., Any], mended: Callable[..., Any], run: Any, *args: Any, **kw: Any) -> Any:
+    return checkpoint(functools.partial(mended, run), *args, **kw)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """peft.boundary: the unquantized modules of a k-bit model, where torch would raise and nowhere else."""
 
 import copy
+import functools
 import itertools
 import logging
 import pickle
@@ -10,6 +11,8 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import qlora_bf16_patch
 
@@ -272,3 +275,29 @@ def test_floating_token_ids_are_an_error_that_says_what_was_cast(dtype):
     with pytest.raises(TypeError, match=rf"part \(Embedding\) was given {dtype} token ids of shape \(1, 3\)"):
         model(torch.tensor([[257, 258, 259]]).to(dtype))
     assert model(torch.tensor([[257]])).shape == (1, 1, 64)
+
+
+class CheckpointedExperts(GradientCheckpointingLayer):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.randn(1, 64, 8))
+
+    def forward(self, hidden_states):
+        return torch.bmm(hidden_states, self.gate)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_checkpointing_runs_again_in_the_backward_is_mended_as_well(reentrant):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = lora_model(toy=Model(CheckpointedExperts().bfloat16())).train()
+        part = model.base_model.model.part
+        part.gate.requires_grad_()
+        part.gradient_checkpointing = checkpointing
+        part._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=reentrant)
+        x = torch.randn(1, 3, 64, requires_grad=True)
+        model(x).square().sum().backward()
+        gradients.append((x.grad, part.gate.grad))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])

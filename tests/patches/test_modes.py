@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from torch import nn
 
 from qlora_bf16_patch.modes import Fitted
 
-from .conftest import FLOATING
+from .conftest import FLOATING, linear4bit
 
 F = nn.functional
 INDEX = torch.tensor([0, 1])
@@ -108,8 +109,17 @@ def test_activations_are_not_cast_to_a_weights_storage(storage):
         assert (x.to(stored.dtype).dtype == torch.float32) == storage
         assert x.to(torch.bfloat16).dtype == torch.bfloat16
         assert stored.to(torch.float32).dtype == torch.float32
-        if storage:
-            assert torch.equal(stored.clone().clamp_(-120.0, 120.0), stored)
+
+
+def test_a_4_bit_weight_is_dequantized_before_it_is_clamped_and_not_clamped_in_place():
+    weight = linear4bit(bias=False).weight
+    expected = dequantize_4bit(weight.data, weight.quant_state).clamp(-0.01, 0.01)
+    with Fitted(None, lambda *_: None, storage=True):
+        before = weight.data.clone()
+        weight.data.clamp_(-0.01, 0.01)
+        assert torch.equal(weight.data, before)
+        assert torch.equal(weight.clamp(-0.01, 0.01), expected)
+        assert torch.equal(torch.tensor([1, 9]).clamp(max=3), torch.tensor([1, 3]))
 
 
 def test_a_mode_computes_products_in_its_own_dtype_where_that_is_among_the_operands():
