@@ -66,6 +66,7 @@ def guard(model: torch.nn.Module) -> torch.nn.Module:
         ValueError: the model has no bitsandbytes layer.
     """
     if _toggles.killed:
+        _logger.info("guard does nothing: QLORA_BF16_PATCH has switched everything off")
         return model
 
     import peft.tuners.tuners_utils  # noqa: F401  # brings the patch in place, where a script without PEFT did not

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from . import status
 from .patches import CATALOGUE
@@ -42,16 +43,21 @@ def _import_targets() -> dict[str, str]:
     return absent
 
 
-def _table(rows: list[dict[str, str]]) -> None:
+def _table(rows: list[dict[str, Any]]) -> None:
     columns = ("name", "state", "reason", "decided_by", "version")
+    notes = [f"{row['name']}: {note}" for row in rows for note in row["notes"]]
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
         for row in rows:
             print("  ".join(str(row[column]) for column in columns))
+        print(*notes, sep="\n", end="\n" * bool(notes))
         return
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
-    Console().print(table)
+        table.add_row(*(str(row[column] or "") for column in columns))
+    console = Console()
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ import dataclasses
 import fnmatch
 import importlib.metadata
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -200,6 +201,11 @@ class Registry:
         """Make the installation what ``entry.on`` says. A patch that was never on hooks nothing."""
         if entry.on and not entry.hooked and entry.patch.module:
             entry.hooked = True
+            if entry.patch.module in sys.modules:
+                entry.installation.notes["order"] = (
+                    f"{entry.patch.module} was imported before this patch was hooked: a method that somebody bound "
+                    "before stays unpatched; qlora_bf16_patch.guard(model) reaches those of a dispatched model"
+                )
             when_imported(entry.patch.module, lambda module: self._arrived(entry, module))
         elif entry.on:
             retry()
