@@ -8,6 +8,7 @@ before it multiplies, the one operation that torch refuses is mended instead (:c
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import inspect
@@ -42,8 +43,11 @@ _MENDED_ALWAYS = {
         "pegasus_x.modeling_pegasus_x.PegasusXAttention",
         "pegasus_x.modeling_pegasus_x.PegasusXEncoderLayer",
         "pegasus_x.modeling_pegasus_x.PegasusXGlobalLocalAttention",
+        "yoso.modeling_yoso.YosoSelfAttention",
     )
 }
+# Those with an autograd.Function: its backward multiplies what autocast's forward saw in two dtypes, where no mode is.
+_OWN_BACKWARD = {"transformers.models.yoso.modeling_yoso.YosoSelfAttention"}
 
 
 def mark(model: torch.nn.Module, installation: Installation) -> bool:
@@ -109,7 +113,7 @@ def _forward_for(module: torch.nn.Module) -> Callable[[Installation, type], Call
     if weight is not None and _kind(cls):
         return _torchs_own if weight.is_floating_point() else None
     looks = any(_kbit(_base_layer(getattr(module, name, None))) for name in _looked_into(cls.forward))
-    return _models_own if looks or _named(cls) or any(True for _ in _matrices(module)) else None
+    return _models_own if looks or _path(cls) in _MENDED_ALWAYS or any(True for _ in _matrices(module)) else None
 
 
 @functools.cache
@@ -126,8 +130,8 @@ def _kind(cls: Any) -> str | None:
     return None
 
 
-def _named(cls: type) -> bool:
-    return f"{cls.__module__}.{cls.__qualname__}" in _MENDED_ALWAYS
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @functools.cache
@@ -196,12 +200,13 @@ def _torchs_own(installation: Installation, cls: Any) -> Callable[..., Any]:
             or weight is None
             or not isinstance(x, torch.Tensor)
             or x.dtype == weight.dtype
-            or not (x.is_floating_point() and weight.is_floating_point())
+            or not (x.is_floating_point() and weight.is_floating_point() and weight.dtype.itemsize > 1)
             or mixed_is_allowed(kind, x, weight.dtype)
         ):
             return _original(self, *args, **kwargs)
         _tell(installation, self, x.dtype, weight.dtype)
-        return _original(self, x.to(weight.dtype), *args[1:]).to(x.dtype)
+        kwargs.pop("input", None)
+        return _original(self, x.to(weight.dtype), *args[1:], **kwargs).to(x.dtype)
 
     return forward
 
@@ -209,10 +214,22 @@ def _torchs_own(installation: Installation, cls: Any) -> Callable[..., Any]:
 @functools.cache
 def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
     """Routers, experts and whatever else a model's code multiplies: the operation that would raise is mended."""
+    import torch
+
     from ..dtypes import floating, stand_in
     from ..modes import Fitted
 
-    looked_into, always = _looked_into(cls.forward), _named(cls)
+    looked_into, always, own_backward = (
+        _looked_into(cls.forward),
+        _path(cls) in _MENDED_ALWAYS,
+        _path(cls) in _OWN_BACKWARD,
+    )
+
+    def uncast(self: Any, given: list[torch.Tensor]) -> contextlib.AbstractContextManager[Any]:
+        device = given[0].device.type if given else "cpu"
+        if own_backward and self.training and given and given[0].dtype == torch.float32:
+            return torch.autocast(device, enabled=False)
+        return contextlib.nullcontext()
 
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -220,12 +237,13 @@ def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
             return _original(self, *args, **kwargs)
         storage = always or any(_kbit(_base_layer(getattr(self, name, None))) for name in looked_into)
         own = [parameter.dtype for parameter in _matrices(self)]
-        given = [tensor.dtype for tensor in floating((*args, *kwargs.values()))]
-        if not storage and len({*own, *given}) < 2:
+        given = list(floating((*args, *kwargs.values())))
+        if not storage and len({*own, *(tensor.dtype for tensor in given)}) < 2:
             return _original(self, *args, **kwargs)
 
         def mended(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            with Fitted(own[0] if own else None, functools.partial(_tell, installation, self), storage):
+            fitted = Fitted(own[0] if own else None, functools.partial(_tell, installation, self), storage)
+            with fitted, uncast(self, given):
                 return run(*args, **kwargs)
 
         layer = self
