@@ -46,8 +46,15 @@ def _load() -> Factory:
                     f"4-bit layers compute in float32 though they are given {x.dtype} hidden states: "
                     "BitsAndBytesConfig's default. Set bnb_4bit_compute_dtype=torch.bfloat16 if you did not mean that.",
                 )
+            state: Any = getattr(self.weight, "quant_state", None)
+            dequantized = getattr(state, "dtype", None)
             # Cast here, since upstream before 0.50 compares the bias with the input as it was given.
-            return original(untouched(self, dtype), x.to(dtype)).to(x.dtype)  # type: ignore[no-any-return]
+            result = original(untouched(self, dtype), x.to(dtype)).to(x.dtype)
+            if dequantized is not None and state.dtype != dequantized:
+                # bitsandbytes 0.48 and 0.49 write the input's dtype there on CPU (autograd/_functions.py, matmul_4bit),
+                # and it goes into the state dict.
+                state.dtype = dequantized
+            return result  # type: ignore[no-any-return]
 
         return forward
 

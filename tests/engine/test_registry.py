@@ -175,7 +175,7 @@ def test_a_third_partys_entry_point_is_a_patch(library):
 
 
 @pytest.mark.parametrize("load", [lambda: 1 / 0, lambda: "no patch"], ids=["raises", "gives something else"])
-def test_a_broken_entry_point_is_a_failed_row(load):
+def test_a_broken_entry_point_is_a_failed_row(library, load):
     registry = make_registry()
     registry.register_entry_point(Point(load))
     status = registry.status()[1]
