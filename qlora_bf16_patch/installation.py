@@ -51,8 +51,8 @@ class Installation:
         """
         self._targets[owner, attribute] = factory
         current = getattr(owner, attribute)
-        if any(wrapper is current for _, _, _, wrapper in self._wrapped):  # here, or inherited from a wrapped class
-            return
+        if any(_wraps(current, wrapper) for _, _, _, wrapper in self._wrapped):
+            return  # here, beneath another wrapper, or inherited from a wrapped class
         before = vars(owner).get(attribute, _MISSING)
         wrapt.wrap_object(owner, attribute, factory, (self,))  # type: ignore[arg-type]  # typed for proxies alone
         self._wrapped.append((owner, attribute, before, vars(owner)[attribute]))

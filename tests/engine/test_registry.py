@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import threading
 
 import pytest
@@ -51,6 +53,29 @@ def test_a_method_bound_before_uninstall_runs_the_original(library):
     assert bound() == "patched"
     registry.uninstall()
     assert bound() == "original"
+
+
+def says_more(original, installation):
+    @functools.wraps(original)
+    def forward(self):
+        return original(self) + "+" * installation.on
+
+    return forward
+
+
+def test_two_patches_of_one_method_stay_two_wrappers_however_often_they_are_toggled(library):
+    original = vars(library.Layer)["forward"]
+    registry = make_registry(load=lambda: says_more)
+    registry.register(dataclasses.replace(registry._entries["fake.layer"].patch, name="fake.second"))
+    for _ in range(5):
+        with registry.disabled():
+            assert library.Layer().forward() == "original"
+        assert library.Layer().forward() == "original++"
+    assert {status.state for status in registry.status()} == {"active"}
+    registry.disable("fake.second")
+    assert library.Layer().forward() == "original+"
+    registry.uninstall()
+    assert vars(library.Layer)["forward"] is original
 
 
 def test_another_partys_wrapper_above_is_named_and_stays(library):

@@ -1,0 +1,1 @@
+"""What the shim costs: ``python -m benchmarks [--only layer ...] [--quick]``, or ``make bench``."""

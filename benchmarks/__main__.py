@@ -1,0 +1,124 @@
+"""The table, and a JSON file of it under ``benchmarks/results/`` with the machine, the versions and the date."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import itertools
+import json
+import platform
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from . import rows
+from .measure import CONDITIONS, Measured, measure
+from .models import LLAMA_3_8B, SMALL
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "wrapt")
+COLUMNS = (*CONDITIONS, "floor")
+
+
+def main() -> None:
+    options = arguments()
+    warnings.simplefilter("ignore")  # third parties' advice on toys
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(options.threads)
+    results = {}
+    with Progress() as bar:
+        task = bar.add_task("", total=None)
+        for name, runs in planned(options):
+            bar.update(task, description=name)
+            results[name] = measure(runs, options.rounds, options.seconds)
+    imported = rows.imports(options.rounds) if "import" in options.only else {}
+    console = Console(width=200)
+    console.print(table(results))
+    if imported:
+        ratio = imported["qlora_bf16_patch"] / imported["wrapt"]
+        console.print(f"import: {ratio:.2f} times import wrapt ({imported['wrapt'] * 1e3:.1f} ms)")
+    report = {
+        "machine": machine(),
+        "threads": options.threads,
+        "date": datetime.date.today().isoformat(),
+        "versions": {name: importlib.metadata.version(name) for name in ("qlora-bf16-patch", *LIBRARIES)},
+        "import": imported,
+        "rows": {name: {c: dataclasses.asdict(m) for c, m in row.items()} for name, row in results.items()},
+    }
+    options.output.parent.mkdir(exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"written to {options.output}")
+
+
+def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
+    """Every row that was asked for."""
+    big = torch.cuda.is_available() and not options.quick
+    shape = LLAMA_3_8B if big else SMALL
+    kinds = {
+        "layer": rows.layers([64, 512] if options.quick else [64, 512, 2048, 4096]),
+        "generate": rows.generation(shape, 16, [1, 16] if big else [1], [128, 2048] if big else [16]),
+        "training": rows.training(shape, 2048 if big else 128),
+    }
+    return itertools.chain.from_iterable(kind for name, kind in kinds.items() if name in options.only)
+
+
+def table(results: dict[str, dict[str, Measured]]) -> Table:
+    """Times as ratios to unpatched, medians with their quartiles; operations and peak memory beside them."""
+    result = Table(title=f"ratios to unpatched on {machine()}")
+    result.add_column("row")
+    result.add_column("unpatched", justify="right")
+    for name in COLUMNS[1:]:
+        result.add_column(name, justify="right")
+    result.add_column("operations", justify="right")
+    result.add_column("peak MiB", justify="right")
+    for name, row in results.items():
+        base = row["unpatched"]
+        cells = ["fails" if base.failure else f"{base.seconds * 1e3:.3f} ms"]
+        cells += [cell(row.get(condition)) for condition in COLUMNS[1:]]
+        alive = {condition: m for condition, m in row.items() if not m.failure and condition != "off"}
+        cells.append(" ".join(f"{condition} {m.operations}" for condition, m in alive.items()))
+        cells.append(" ".join(f"{m.peak_bytes / 2**20:.1f}" for m in alive.values()))
+        result.add_row(name, *cells)
+    return result
+
+
+def cell(measured: Measured | None) -> str:
+    if measured is None:
+        return ""
+    if measured.failure:
+        return "fails"
+    if measured.ratio is None or measured.quartiles is None:
+        return f"{measured.seconds * 1e3:.3f} ms"
+    return f"{measured.ratio:.3f} ({measured.quartiles[0]:.2f} to {measured.quartiles[1]:.2f})"
+
+
+def machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{models[0].partition(': ')[2] if models else platform.machine()}, {len(models)} cores"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    kinds = ["layer", "generate", "training", "import"]
+    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--quick", action="store_true", help="small layers and models alone")
+    parser.add_argument("--rounds", type=int, default=15, help="pairs of which a ratio is the median")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of one condition in one round")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / f"{kind}.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Ratios of interleaved runs, counts of dispatched operations, peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import qlora_bf16_patch
+
+ON_BY_DEFAULT = [row.name for row in qlora_bf16_patch.status() if row.state != "off"]
+Run = Callable[[], Any]
+
+
+@contextlib.contextmanager
+def unpatched() -> Iterator[None]:
+    """As if the shim had not been imported: the very methods of the libraries."""
+    qlora_bf16_patch.uninstall()
+    try:
+        yield
+    finally:
+        qlora_bf16_patch.enable(*ON_BY_DEFAULT)
+
+
+@contextlib.contextmanager
+def autocast() -> Iterator[None]:
+    """What people do without the shim."""
+    with unpatched(), torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16):
+        yield
+
+
+CONDITIONS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "unpatched": unpatched,
+    "off": qlora_bf16_patch.disabled,
+    "shim": contextlib.nullcontext,
+    "shim + generate": lambda: qlora_bf16_patch.enabled("transformers.generate"),
+    "autocast": autocast,
+}
+
+
+@dataclass
+class Measured:
+    """One condition of a row: seconds a call, its ratio to unpatched (median and quartiles), operations, peak bytes.
+
+    ``failure`` is what was raised instead.
+    """
+
+    seconds: float = 0.0
+    ratio: float | None = None
+    quartiles: tuple[float, float] | None = None
+    operations: int = 0
+    peak_bytes: int = 0
+    failure: str = ""
+
+
+def measure(runs: dict[str, Run], rounds: int, seconds: float) -> dict[str, Measured]:
+    """Measure every condition side by side.
+
+    Args:
+        runs: what to call under each of ``CONDITIONS``; one named otherwise ("floor") runs unpatched.
+        rounds: every round runs each condition once, in an order that rotates; a ratio is one of the same round.
+        seconds: about how long one condition of one round takes.
+    """
+    results: dict[str, Measured] = {}
+    for name, run in runs.items():
+        with CONDITIONS.get(name, unpatched)():
+            results[name] = _counted(run)
+    alive = [name for name in runs if not results[name].failure]
+    calls = max(1, int(seconds / max(_timed(runs[name], CONDITIONS.get(name, unpatched), 1) for name in alive)))
+    times: dict[str, list[float]] = {name: [] for name in alive}
+    for turn in range(rounds):
+        shift = turn % len(alive)
+        for name in alive[shift:] + alive[:shift]:
+            times[name].append(_timed(runs[name], CONDITIONS.get(name, unpatched), calls))
+    for name in alive:
+        results[name].seconds = statistics.median(times[name])
+        if "unpatched" in alive:
+            ratios = [ours / theirs for ours, theirs in zip(times[name], times["unpatched"], strict=True)]
+            low, results[name].ratio, high = statistics.quantiles(ratios, n=4)
+            results[name].quartiles = (low, high)
+    return results
+
+
+def _counted(run: Run) -> Measured:
+    """Operations and peak memory of one call; two calls come before, since the first ones set things up."""
+    try:
+        run()
+        run()
+    except RuntimeError as error:
+        return Measured(failure=str(error).splitlines()[0])
+    with Counter() as counter:
+        run()
+    peak = counter.peak
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        peak = torch.cuda.max_memory_allocated() - before
+    return Measured(operations=counter.operations, peak_bytes=peak)
+
+
+def _timed(run: Run, condition: Callable[[], contextlib.AbstractContextManager[Any]], calls: int) -> float:
+    with condition():
+        run()
+        _synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        _synchronize()
+        return (time.perf_counter() - start) / calls
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Counter(TorchDispatchMode):
+    """Counts dispatched operations, and the bytes of the storages that they made and that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.alive = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations += 1
+        given = {value.untyped_storage().data_ptr() for value in args if isinstance(value, torch.Tensor)}
+        for value in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in given:
+                self._add(value.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage.data_ptr() in self._seen:
+            return
+        self._seen.add(storage.data_ptr())
+        self.alive += storage.nbytes()
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._remove, storage.data_ptr(), storage.nbytes())
+
+    def _remove(self, pointer: int, size: int) -> None:
+        self._seen.discard(pointer)
+        self.alive -= size

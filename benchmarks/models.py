@@ -1,0 +1,86 @@
+"""Llamas with random weights, in 4 bits with LoRA on every linear layer, as users prepare them."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    width: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+
+
+SMALL = Shape(8, 512, 1024, 8, 8, 1024)
+LLAMA_3_8B = Shape(32, 4096, 14336, 32, 8, 128256)
+
+
+@functools.cache
+def checkpoint(shape: Shape) -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=8192,
+        dtype=torch.bfloat16,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder.name)
+    return folder
+
+
+def llama(shape: Shape, recipe: str) -> Any:
+    """A model of ``shape``.
+
+    Args:
+        shape: sizes.
+        recipe: ``plain`` (norms in bf16, adapters in fp32), ``kbit`` (PEFT's preparation), ``qlora`` (that, and the
+            QLoRA script's cast loop), ``agreeing`` (everything in bf16: the floor).
+    """
+    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint(shape).name,
+        quantization_config=quantization,
+        dtype=torch.bfloat16,
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+    )
+    if recipe in ("kbit", "qlora"):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(model, config, autocast_adapter_dtype=recipe != "agreeing")
+    if recipe == "agreeing":
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16)
+    if recipe == "qlora":
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                module.to(torch.bfloat16)
+            if "norm" in name:
+                module.to(torch.float32)
+            if ("lm_head" in name or "embed_tokens" in name) and hasattr(module, "weight"):
+                module.to(torch.bfloat16)
+    return model

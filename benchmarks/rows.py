@@ -1,0 +1,111 @@
+"""What is measured: calls of patched layers, generation, training steps, and the import."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from .measure import CONDITIONS, Run
+from .models import Shape, llama
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LAYER_CONDITIONS = ("unpatched", "off", "shim", "autocast")
+Row = tuple[str, dict[str, Run]]
+
+
+class Layers(nn.Module):
+    """A 4-bit layer for LoRA, one without, and a bf16 head, of one width."""
+
+    is_loaded_in_4bit = True
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        make = functools.partial(Linear4bit, width, width, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+        self.proj, self.plain = make().to(DEVICE), make().to(DEVICE)
+        self.lm_head = nn.Linear(width, width, bias=False, dtype=torch.bfloat16, device=DEVICE)
+
+
+def layers(widths: list[int]) -> Iterator[Row]:
+    """One call of each layer, without gradients."""
+    for width in widths:
+        torch.manual_seed(0)
+        config = LoraConfig(r=16, target_modules=["proj"], init_lora_weights=False)
+        model = get_peft_model(Layers(width), config).eval().base_model.model
+        unmarked = nn.Linear(width, width, bias=False, dtype=torch.bfloat16, device=DEVICE)
+        for tokens in (1, 512):
+            for name, dtype in DTYPES.items():
+                x = torch.randn(1, tokens, width, device=DEVICE, dtype=dtype)
+                about = f"{width} wide, {tokens} tokens, {name}"
+                for kind, layer in (("lora", model.proj), ("4-bit", model.plain), ("lm_head", model.lm_head)):
+                    yield f"{kind}, {about}", same(without_gradients(layer, x), LAYER_CONDITIONS)
+                if name == "bf16":
+                    runs = same(without_gradients(unmarked, x), ("unpatched", "off", "shim"))
+                    yield f"unmarked linear, {about}", runs
+
+
+def generation(shape: Shape, tokens: int, batches: list[int], contexts: list[int]) -> Iterator[Row]:
+    """``generate()`` of ``tokens`` tokens, by recipe; the floor is the plain recipe's model."""
+    for batch in batches:
+        for context in contexts:
+            ids = torch.randint(3, shape.vocabulary, (batch, context), device=DEVICE)
+            for recipe in ("plain", "kbit", "qlora"):
+                run = functools.partial(generate, llama(shape, recipe).eval(), ids, tokens)
+                runs = same(run, tuple(CONDITIONS))
+                runs["floor"] = functools.partial(generate, llama(shape, "agreeing").eval(), ids, tokens)
+                yield f"generate {tokens} tokens, {recipe}, batch {batch}, context {context}", runs
+
+
+def training(shape: Shape, tokens: int) -> Iterator[Row]:
+    """A step in bfloat16 autocast, as Trainer makes it."""
+    ids = torch.randint(3, shape.vocabulary, (1, tokens), device=DEVICE)
+    for recipe in ("plain", "qlora"):
+        for checkpointing in (False, True):
+            model = llama(shape, recipe).train()
+            if checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.enable_input_require_grads()
+            about = "with" if checkpointing else "without"
+            runs = same(functools.partial(step, model, ids), ("unpatched", "off", "shim"))
+            yield f"training step of {tokens} tokens, {recipe}, {about} checkpointing", runs
+
+
+def same(run: Run, conditions: tuple[str, ...]) -> dict[str, Run]:
+    return dict.fromkeys(conditions, run)
+
+
+def without_gradients(layer: Callable[..., Any], x: torch.Tensor) -> Run:
+    return torch.no_grad()(functools.partial(layer, x))
+
+
+def generate(model: Any, ids: torch.Tensor, tokens: int) -> Any:
+    return model.generate(input_ids=ids, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+
+
+def step(model: Any, ids: torch.Tensor) -> None:
+    with torch.autocast(DEVICE, torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    model.zero_grad()
+
+
+def imports(rounds: int) -> dict[str, float]:
+    """Median seconds of an import in a fresh interpreter, less an empty one's."""
+    statements = {"empty": "pass", "wrapt": "import wrapt", "qlora_bf16_patch": "import qlora_bf16_patch"}
+    times: dict[str, list[float]] = {name: [] for name in statements}
+    for _ in range(rounds):
+        for name, statement in statements.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", statement], check=True)
+            times[name].append(time.perf_counter() - start)
+    medians = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+    return {name: medians[name] - medians["empty"] for name in ("wrapt", "qlora_bf16_patch")}
