@@ -65,7 +65,7 @@ def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
     kinds = {
         "layer": rows.layers([64, 512] if options.quick else [64, 512, 2048, 4096]),
         "generate": rows.generation(shape, 16, [1, 16] if big else [1], [128, 2048] if big else [16]),
-        "training": rows.training(shape, 2048 if big else 128),
+        "training": rows.training(shape, 2048 if big else 32),
     }
     return itertools.chain.from_iterable(kind for name, kind in kinds.items() if name in options.only)
 

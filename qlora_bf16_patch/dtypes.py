@@ -47,8 +47,10 @@ def compute_dtype(layer: Any, x: torch.Tensor) -> torch.dtype:
 
     bitsandbytes' 8-bit layers have nothing to configure.
     """
-    base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-    return getattr(base, "compute_dtype", None) or x.dtype
+    base = layer.__dict__["_modules"].get("base_layer")
+    if base is not None and "base_layer" in base.__dict__["_modules"]:
+        base = layer.get_base_layer()  # an adapter on an adapter
+    return (layer if base is None else base).__dict__.get("compute_dtype") or x.dtype
 
 
 def bias_of(layer: Any, dtype: torch.dtype) -> dict[str, Any]:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 
+Adapter = tuple[Any, Any, Any, Any, float]
+
+
 def _load() -> Factory:
     import functools
 
@@ -19,63 +22,72 @@ def _load() -> Factory:
     from torch import nn
     from torch.nn.modules import module as torch_module
 
-    from ..dtypes import HALF, compute_dtype, stand_in
+    from ..dtypes import HALF, compute_dtype, refuse_integers, stand_in
     from ..modes import region
 
+    linear = nn.functional.linear
     has_global_hooks: Any = torch_module._has_any_global_hook
 
-    def is_plain(adapter: Any, device: torch.device) -> bool:
-        """Whether calling the module would do nothing but ``F.linear``: unhooked, unwrapped, not sharded nor away."""
-        return (
-            type(adapter) is nn.Linear
-            and "forward" not in adapter.__dict__
-            and not (adapter._forward_hooks or adapter._forward_pre_hooks)
-            and not (adapter._backward_hooks or adapter._backward_pre_hooks)
-            and type(adapter.weight) is nn.Parameter
-            and adapter.weight.device == device
-        )
+    # The hot path reads `__dict__` and `_modules`: nn.Module.__getattr__ costs as much as a small operation.
 
-    def plain_adapters(layer: Any, x: torch.Tensor, options: bool) -> list[tuple[Any, Any, float]] | None:
-        """A, B and scaling of the active adapters, or None where the layer does more than to add them up.
+    def weight_of(adapter: Any) -> Any:
+        """The weight, if calling the module would do nothing but ``F.linear``: unhooked, unwrapped, not sharded."""
+        own = adapter.__dict__
+        if (
+            type(adapter) is not nn.Linear
+            or "forward" in own
+            or own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+        ):
+            return None
+        weight = own["_parameters"].get("weight")
+        return weight if type(weight) is nn.Parameter else None
 
-        That is: PEFT before 0.16 (variants were told by other attributes), a merge, adapters switched off, a batch with
-        adapter names, a variant such as DoRA, dropout, casts that the user has switched off, an adapter that is hooked,
-        sharded, offloaded or of another class.
+    def plain_adapters(layer: Any, x: torch.Tensor) -> list[Adapter] | None:
+        """Weight and bias of A and of B, and the scaling, of the active adapters; None where they do more than add up.
+
+        That is: PEFT before 0.16 (variants were told by other attributes), a merge, adapters switched off, a variant
+        such as DoRA, dropout, casts that the user has switched off, an adapter that is hooked, sharded, offloaded or of
+        another class.
         """
-        if options or x.dim() < 2 or not x.numel() or layer.disable_adapters or layer.merged or has_global_hooks():
+        own, modules = layer.__dict__, layer._modules
+        if own["_disable_adapters"] or own["merged_adapters"] or x.dim() < 2 or not x.numel() or has_global_hooks():
             return None
-        if not getattr(layer, "cast_input_dtype_enabled", False) or not hasattr(layer, "lora_variant"):
+        if not own.get("cast_input_dtype_enabled") or "lora_variant" not in own:
             return None
-        found = []
+        all_a, all_b = modules["lora_A"]._modules, modules["lora_B"]._modules
+        dropouts, variants, device = modules["lora_dropout"]._modules, own["lora_variant"], x.device
+        found: list[Adapter] = []
         for name in layer.active_adapters:
-            if name not in layer.lora_A:
+            if name not in all_a:
                 continue
-            a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
-            drops = dropout.training and type(dropout) is not nn.Identity
-            if name in layer.lora_variant or drops or not is_plain(a, x.device) or not is_plain(b, x.device):
+            dropout = dropouts[name]
+            a, b = weight_of(all_a[name]), weight_of(all_b[name])
+            if a is None or b is None or a.device != device or b.device != device or name in variants:
                 return None
-            found.append((a, b, layer.scaling[name]))
+            if dropout.training and type(dropout) is not nn.Identity:
+                return None
+            found.append((a, all_a[name]._parameters["bias"], b, all_b[name]._parameters["bias"], own["scaling"][name]))
         return found
 
-    def added_up(layer: Any, x: torch.Tensor, dtype: torch.dtype, adapters: list[Any]) -> torch.Tensor:
+    def added_up(layer: Any, x: torch.Tensor, dtype: torch.dtype, adapters: list[Adapter]) -> torch.Tensor:
         """Upstream's sum, to the bit what it is in an autocast region of ``dtype``, without the region's cost.
 
         The adapters' weights are cast at each call: a kept cast could go stale unseen, since writes through ``.data``
         leave no trace. Nothing is cloned: upstream's clone guards against a view that is written to, and here none is.
         """
         cast = x.to(dtype)
-        result: torch.Tensor = layer.base_layer(cast).to(x.dtype)
+        result: torch.Tensor = layer._modules["base_layer"](cast).to(x.dtype)
         rows = cast.flatten(0, -2)  # once, where `linear` would do it for each matrix
-        for a, b, scaling in adapters:
-            out = linear(linear(rows, a, dtype), b, dtype).view(result.shape)
+        for a, a_bias, b, b_bias, scaling in adapters:
+            low = linear(rows, a.to(dtype), None if a_bias is None else a_bias.to(dtype))
+            out = linear(low, b.to(dtype), None if b_bias is None else b_bias.to(dtype)).view(result.shape)
             out = out if scaling == 1.0 else out * scaling
             # A sum with float32 is computed in float32; one of two half precisions would be, too.
-            result = result + (out if x.dtype == torch.float32 else out.to(x.dtype))
+            result = result + (out if x.dtype is torch.float32 else out.to(x.dtype))
         return result
-
-    def linear(rows: torch.Tensor, adapter: Any, dtype: torch.dtype) -> torch.Tensor:
-        bias = adapter.bias
-        return nn.functional.linear(rows, adapter.weight.to(dtype), None if bias is None else bias.to(dtype))
 
     def adapters_round(layer: Any, dtype: torch.dtype) -> bool:
         """Whether an active adapter is in a half precision that is not the compute dtype.
@@ -89,10 +101,11 @@ def _load() -> Factory:
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
         def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if not installation.on or not x.dtype.is_floating_point:
+            if not installation.on:
                 return original(self, x, *args, **kwargs)  # type: ignore[no-any-return]
+            refuse_integers(self, x)
             dtype, autocast = compute_dtype(self, x), torch.is_autocast_enabled(x.device.type)
-            adapters = None if autocast else plain_adapters(self, x, bool(args or kwargs))
+            adapters = None if autocast or args or kwargs else plain_adapters(self, x)
             if adapters is not None:
                 return added_up(self, x, dtype, adapters)
             layer = self
