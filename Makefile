@@ -1,7 +1,9 @@
 PYTHON ?= python3.11
 BIN = .venv/bin
+# The demo's steps are not to drown in third parties' advice on a toy.
+QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test sweep demo clean
+.PHONY: test sweep bench demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,11 +17,14 @@ test: .venv/installed
 sweep: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.recipes.sweep
 
+bench: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+
 demo: .venv/installed
-	@echo '== without the shim'
-	-@$(BIN)/python examples/generate_in_callback.py
+	@echo '== without the shim: training goes on, and every generate() of the callback fails'
+	-@$(QUIET) $(BIN)/python examples/generate_in_callback.py
 	@echo '== with the shim'
-	@$(BIN)/python examples/generate_in_callback.py --shim
+	@$(QUIET) $(BIN)/python examples/generate_in_callback.py --shim
 
 clean:
 	rm -rf .venv build dist *.egg-info

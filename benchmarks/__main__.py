@@ -64,8 +64,8 @@ def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
     shape = LLAMA_3_8B if big else SMALL
     kinds = {
         "layer": rows.layers([64, 512] if options.quick else [64, 512, 2048, 4096]),
-        "generate": rows.generation(shape, 16, [1, 16] if big else [1], [128, 2048] if big else [16]),
-        "training": rows.training(shape, 2048 if big else 32),
+        "generate": rows.generation(shape, 16 if big else 4, [1, 16] if big else [1], [128, 2048] if big else [16]),
+        "training": rows.training(shape, 2048 if big else 16),
     }
     return itertools.chain.from_iterable(kind for name, kind in kinds.items() if name in options.only)
 
