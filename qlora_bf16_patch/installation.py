@@ -12,6 +12,7 @@ import wrapt
 
 logger = logging.getLogger("qlora_bf16_patch")
 
+Bound = tuple[tuple[str, ...], Callable[..., Any]]
 Factory = Callable[[Any, "Installation"], Callable[..., Any]]
 _MISSING = object()
 BEFORE = "_qlora_bf16_patch_before"  # on an object with a bound wrapper: what stood in its __dict__ before, if anything
@@ -36,7 +37,8 @@ class Installation:
         self.notes: dict[str, str] = {}
         self._targets: dict[tuple[Any, str], Factory] = {}
         self._wrapped: list[tuple[Any, str, Any, Any]] = []  # owner, attribute, what stood there, wrapper
-        self._bound: weakref.WeakKeyDictionary[Any, tuple[str, Callable[..., Any]]] = weakref.WeakKeyDictionary()
+        self._bound: weakref.WeakKeyDictionary[Any, Bound] = weakref.WeakKeyDictionary()
+        self._taken_out: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def wrap(self, owner: Any, attribute: str, factory: Factory) -> None:
         """Put a plain function over ``owner.attribute``, once.
@@ -57,27 +59,28 @@ class Installation:
         wrapt.wrap_object(owner, attribute, factory, (self,))  # type: ignore[arg-type]  # typed for proxies alone
         self._wrapped.append((owner, attribute, before, vars(owner)[attribute]))
 
-    def bind(self, instance: Any, attribute: str, function: Callable[..., Any]) -> None:
-        """Shadow a method on one object, so that the other objects of its class pay nothing.
+    def bind(self, instance: Any, attributes: tuple[str, ...], function: Callable[..., Any]) -> None:
+        """Shadow a method on one object, once, so that the other objects of its class pay nothing.
 
         The object gets a bound method: ``copy.deepcopy`` binds it to the copy, and a pickle holds the method's name
         alone (``function.__name__``), so it loads without this package. The object is not kept alive.
 
         Args:
             instance: must be hashable by identity and weakly referable, as modules are.
-            attribute: the name of the method.
+            attributes: where the method may stand; the first that the object's own ``__dict__`` has, else the last.
             function: a plain function whose first argument is the object; it finds what it wraps in the object's
                 ``BEFORE``, if another party had shadowed the method already, else on the class.
         """
-        self._bound[instance] = (attribute, function)
+        if instance in self._bound and instance not in self._taken_out:
+            return  # perhaps beneath another party's wrapper by now
+        self._bound[instance] = (attributes, function)
+        self._taken_out.discard(instance)
+        if _bound_at(instance, function):
+            return  # a deep copy brought it along
+        attribute = next((name for name in attributes if name in vars(instance)), attributes[-1])
         if attribute in vars(instance):
             setattr(instance, BEFORE, vars(instance)[attribute])
         setattr(instance, attribute, types.MethodType(function, instance))
-
-    @staticmethod
-    def binds(instance: Any, attribute: str, function: Callable[..., Any]) -> bool:
-        """Whether :meth:`bind` has put ``function`` there."""
-        return getattr(vars(instance).get(attribute), "__func__", None) is function
 
     def note(self, key: str, text: str) -> None:
         """Tell something once, as a warning in the log and from then on in the status."""
@@ -89,9 +92,8 @@ class Installation:
         """Put back what :meth:`restore` took out."""
         for (owner, attribute), factory in list(self._targets.items()):
             self.wrap(owner, attribute, factory)
-        for instance, (attribute, function) in list(self._bound.items()):
-            if not self.binds(instance, attribute, function):
-                self.bind(instance, attribute, function)
+        for instance in list(self._taken_out):
+            self.bind(instance, *self._bound[instance])
 
     @property
     def known(self) -> bool:
@@ -115,12 +117,15 @@ class Installation:
             Whether anything was put back.
         """
         self.on = False
-        for instance, (attribute, function) in list(self._bound.items()):
-            if self.binds(instance, attribute, function):
-                if BEFORE in vars(instance):
-                    setattr(instance, attribute, vars(instance).pop(BEFORE))
-                else:
-                    delattr(instance, attribute)
+        for instance, (_, function) in list(self._bound.items()):
+            attribute = _bound_at(instance, function)
+            if attribute is None:
+                continue
+            self._taken_out.add(instance)
+            if BEFORE in vars(instance):
+                setattr(instance, attribute, vars(instance).pop(BEFORE))
+            else:
+                delattr(instance, attribute)
         kept = []
         for owner, attribute, before, wrapper in reversed(self._wrapped):
             if vars(owner).get(attribute) is not wrapper:
@@ -138,3 +143,9 @@ def _wraps(function: Any, wrapped: Any) -> bool:
     while function is not None and function is not wrapped:
         function = getattr(function, "__wrapped__", None)
     return function is wrapped
+
+
+def _bound_at(instance: Any, function: Callable[..., Any]) -> str | None:
+    """The attribute in which :meth:`Installation.bind` has put ``function``, or accelerate has moved it to."""
+    found = (name for name, value in vars(instance).items() if getattr(value, "__func__", None) is function)
+    return next(found, None)

@@ -43,7 +43,7 @@ class Fitted(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         rule = _RULES.get(func)
-        if rule is not None:
+        if rule is not None and kwargs.get("out") is None:
             return rule(self, func, args, kwargs)
         if self.storage and func in _STORAGE:
             return _STORAGE[func](func, args, kwargs)
@@ -198,8 +198,18 @@ def _named(name: str) -> Iterator[Any]:
 _F, _T = nn.functional, torch.Tensor
 # What autocast casts, and what it leaves alone (measured on torch 2.13.0).
 _AUTOCAST = {torch.matmul, _T.matmul, _T.__matmul__, _T.__rmatmul__, torch.mm, _T.mm, torch.bmm, _T.bmm}
-_AUTOCAST |= {torch.baddbmm, _T.baddbmm, torch.addmm, _T.addmm, torch.einsum}
+_AUTOCAST |= {
+    torch.linalg.vecdot,
+    torch.addbmm,
+    _T.addbmm,
+    torch.baddbmm,
+    _T.baddbmm,
+    torch.addmm,
+    _T.addmm,
+    torch.einsum,
+}
 _PRODUCTS = _AUTOCAST | {torch.mv, _T.mv, torch.dot, _T.dot, torch.tensordot, _F.bilinear}
+_PRODUCTS |= {torch.inner, _T.inner, torch.addmv, _T.addmv, torch.linalg.multi_dot}
 _PRODUCTS |= {operation for name in ("_grouped_mm", "grouped_mm") for operation in _named(name)}
 _CONVOLUTIONS: tuple[Any, ...] = (torch.conv1d, torch.conv2d, torch.conv3d)
 _CONVOLUTIONS += (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)

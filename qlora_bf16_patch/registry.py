@@ -18,6 +18,7 @@ from .installation import Factory, Installation
 from .toggles import Toggles, UnknownPatchError, canonical, nearest
 
 logger = logging.getLogger("qlora_bf16_patch")
+Decision = tuple[bool, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,8 @@ class Registry:
         with self._lock:
             if patch.name in self._entries:
                 raise ValueError(f"a patch named {patch.name!r} is registered already")
-            on, decided_by = self._toggles.decide(patch.name, patch.default)
-            entry = self._entries[patch.name] = _Entry(patch, on, decided_by, Installation(self._toggles.strict))
+            decision = self._toggles.decide(patch.name, patch.default)
+            entry = self._entries[patch.name] = _Entry(patch, decision, Installation(self._toggles.strict))
         self._apply(entry)
 
     def register_entry_point(self, point: importlib.metadata.EntryPoint) -> None:
@@ -107,7 +108,7 @@ class Registry:
             logger.warning("the entry point %s could not be loaded: %s", point.name, error)
             broken = Patch(name, "", "", lambda: NotImplemented, f"entry point {point.value}", "")
             with self._lock:
-                entry = _Entry(broken, *self._toggles.decide(name, True), Installation())
+                entry = _Entry(broken, self._toggles.decide(name, True), Installation())
                 entry.problem = ("failed", f"{type(error).__name__}: {error}")
                 self._entries.setdefault(name, entry)
 
@@ -129,24 +130,24 @@ class Registry:
 
     @contextlib.contextmanager
     def enabled(self, *names: str, force: bool = False) -> Iterator[None]:
-        """Patches on inside the block, for the whole process; as before after it."""
-        with self._restored():
+        """Patches on inside the block, for the whole process; as before after it. Blocks may overlap."""
+        with self._layer():
             self.enable(*names, force=force)
             yield
 
     @contextlib.contextmanager
     def disabled(self, *names: str, force: bool = False) -> Iterator[None]:
-        """Patches off inside the block, for the whole process; as before after it."""
-        with self._restored():
+        """Patches off inside the block, for the whole process; as before after it. Blocks may overlap."""
+        with self._layer():
             self.disable(*names, force=force)
             yield
 
     def uninstall(self) -> None:
-        """Turn everything off and put back the very objects that were there before; ``enable`` brings it back."""
+        """Turn everything off and put back the very objects that were there before; ``enable`` brings patches back."""
         with self._lock:
             entries = list(self._entries.values())[::-1]
             for entry in entries:
-                entry.on, entry.decided_by = False, "call (uninstall)"
+                entry.decision = (False, "call (uninstall)")
             while any([entry.installation.restore() for entry in entries]):
                 pass  # a wrapper of ours that stood beneath another one of ours is free now
 
@@ -164,12 +165,14 @@ class Registry:
         with self._lock:
             entries = [self._entries[name] for name in self._matching(patterns)]
             for entry in entries:
-                if entry.decided_by.startswith("environment") and not force:
-                    if entry.on != on:
-                        state = "on" if entry.on else "off"
-                        logger.warning("%s stays %s, by %s", entry.patch.name, state, entry.decided_by)
-                    continue
-                entry.on, entry.decided_by = on, "call (forced)" if force else "call"
+                on_by_environment, decider = entry.first
+                if decider.startswith("environment") and not force:
+                    if on_by_environment != on:
+                        state = "on" if on_by_environment else "off"
+                        logger.warning("%s stays %s, by %s", entry.patch.name, state, decider)
+                    entry.decision = entry.first  # also after an uninstall
+                else:
+                    entry.decision = (on, "call (forced)" if force else "call")
                 self._apply(entry)
 
     def _matching(self, patterns: tuple[str, ...]) -> list[str]:
@@ -185,17 +188,19 @@ class Registry:
         return list(found)
 
     @contextlib.contextmanager
-    def _restored(self) -> Iterator[None]:
+    def _layer(self) -> Iterator[None]:
+        """Calls inside the block decide on a layer of their own, which goes at its end, whatever came over it since."""
+        token = object()
         with self._lock:
-            before = {name: (entry.on, entry.decided_by) for name, entry in self._entries.items()}
+            for entry in self._entries.values():
+                entry.layers[token] = entry.decision
         try:
             yield
         finally:
             with self._lock:
-                for name, (on, decided_by) in before.items():
-                    entry = self._entries[name]
-                    entry.on, entry.decided_by = on, decided_by
-                    self._apply(entry)
+                for entry in self._entries.values():
+                    if entry.layers.pop(token, None):
+                        self._apply(entry)
 
     def _apply(self, entry: _Entry) -> None:
         """Make the installation what ``entry.on`` says. A patch that was never on hooks nothing."""
@@ -244,14 +249,37 @@ class Registry:
         )
 
 
-@dataclasses.dataclass
 class _Entry:
-    patch: Patch
-    on: bool
-    decided_by: str
-    installation: Installation
-    hooked: bool = False
-    problem: tuple[str, str] | None = None  # state, reason
+    """A patch, its installation, and who decided about it.
+
+    Attributes:
+        first: what the environment or the default said, on or off and who.
+        layers: the decisions in force, the last one counts: one for calls, and one for each block that is open.
+    """
+
+    def __init__(self, patch: Patch, first: Decision, installation: Installation) -> None:
+        self.patch = patch
+        self.first = first
+        self.layers: dict[object, Decision] = {None: first}
+        self.installation = installation
+        self.hooked = False
+        self.problem: tuple[str, str] | None = None  # state, reason
+
+    @property
+    def decision(self) -> Decision:
+        return next(reversed(self.layers.values()))
+
+    @decision.setter
+    def decision(self, decision: Decision) -> None:
+        self.layers[next(reversed(self.layers))] = decision
+
+    @property
+    def on(self) -> bool:
+        return self.decision[0]
+
+    @property
+    def decided_by(self) -> str:
+        return self.decision[1]
 
     def state(self) -> tuple[str, str]:
         if not self.on:

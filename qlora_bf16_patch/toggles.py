@@ -72,6 +72,8 @@ class Toggles:
 
     def _patterns(self, variable: str, text: str, words: tuple[str, ...] = ()) -> list[str]:
         patterns = [canonical(part) for part in text.split(",") if part.strip()]
+        if text.strip() and not patterns:
+            raise EnvironmentVariableError(f"{variable}={text!r} names nothing.{nearest('', [*self._known, *words])}")
         for pattern in patterns:
             if not fnmatch.filter(self._known, pattern):
                 raise EnvironmentVariableError(

@@ -64,10 +64,8 @@ def mark(model: torch.nn.Module, installation: Installation) -> bool:
         forward = None if module in others else _forward_for(module)
         if forward is None:
             continue
-        if MARK not in vars(module):
-            # accelerate calls the method that it found and keeps in `_old_forward` (hooks.py, add_hook_to_module).
-            attribute = "_old_forward" if "_old_forward" in vars(module) else "forward"
-            installation.bind(module, attribute, forward(installation, type(module)))
+        # accelerate calls the method that it found and keeps in `_old_forward` (hooks.py, add_hook_to_module).
+        installation.bind(module, ("_old_forward", "forward"), forward(installation, type(module)))
         setattr(module, MARK, path)
     return True
 

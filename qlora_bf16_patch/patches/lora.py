@@ -19,13 +19,14 @@ def _load() -> Factory:
     import functools
 
     import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from torch import nn
     from torch.nn.modules import module as torch_module
 
     from ..dtypes import HALF, compute_dtype, refuse_integers, stand_in
     from ..modes import region
 
-    linear = nn.functional.linear
+    linear, kbit = nn.functional.linear, (Linear4bit, Linear8bitLt)
     has_global_hooks: Any = torch_module._has_any_global_hook
 
     # The hot path reads `__dict__` and `_modules`: nn.Module.__getattr__ costs as much as a small operation.
@@ -67,7 +68,9 @@ def _load() -> Factory:
             a, b = weight_of(all_a[name]), weight_of(all_b[name])
             if a is None or b is None or a.device != device or b.device != device or name in variants:
                 return None
-            if dropout.training and type(dropout) is not nn.Identity:
+            if type(dropout) is not nn.Identity and (type(dropout) is not nn.Dropout or dropout.training):
+                return None
+            if dropout._forward_hooks or dropout._forward_pre_hooks:
                 return None
             found.append((a, all_a[name]._parameters["bias"], b, all_b[name]._parameters["bias"], own["scaling"][name]))
         return found
@@ -79,7 +82,11 @@ def _load() -> Factory:
         leave no trace. Nothing is cloned: upstream's clone guards against a view that is written to, and here none is.
         """
         cast = x.to(dtype)
-        result: torch.Tensor = layer._modules["base_layer"](cast).to(x.dtype)
+        base = layer._modules["base_layer"]
+        # A hook, or another adapter's layer, is given what it would be given upstream.
+        own = base.__dict__
+        hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own or type(base) not in kbit
+        result: torch.Tensor = base(x if hooked else cast).to(x.dtype)
         rows = cast.flatten(0, -2)  # once, where `linear` would do it for each matrix
         for a, a_bias, b, b_bias, scaling in adapters:
             low = linear(rows, a.to(dtype), None if a_bias is None else a_bias.to(dtype))

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _OTHERS = {(lora.LINEAR4BIT.module, lora.LINEAR4BIT.attribute), (lora.LINEAR8BIT.module, lora.LINEAR8BIT.attribute)}
 
+# An autograd.Function whose backward multiplies what its forward saw: autocast would give it two dtypes (LoHa fails in
+# a training step under autocast; peft 0.21.2, HadaWeight).
+_OWN_BACKWARD = {"peft.tuners.loha.layer"}
+
 
 def mark(model: torch.nn.Module, installation: Installation) -> None:
     """Give each tuner layer of ``model`` whose base layer is quantized its forward."""
@@ -32,24 +36,24 @@ def mark(model: torch.nn.Module, installation: Installation) -> None:
         ):
             continue
         cls: Any = type(module)
-        forward = _forward(installation, cls)
-        if (cls.__module__, f"{cls.__qualname__}.forward") in _OTHERS or installation.binds(module, "forward", forward):
-            continue
-        installation.bind(module, "forward", forward)
+        if (cls.__module__, f"{cls.__qualname__}.forward") not in _OTHERS:
+            installation.bind(module, ("_old_forward", "forward"), _forward(installation, cls))
 
 
 @functools.cache
 def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
 
+    import torch
+
     from ..dtypes import HALF, compute_dtype, refuse_integers
     from ..modes import Fitted, region
 
-    def mixes_halves(layer: Any, dtype: torch.dtype) -> bool:
-        """Whether an adapter is in the other half precision: autocast refuses to join the two."""
+    def mixes(layer: Any, dtype: torch.dtype) -> bool:
+        """Whether an adapter is in a dtype that the layer's region would not cast: autocast casts float32 alone."""
         named = (getattr(layer, name, {}) for name in layer.adapter_layer_names)
         values = (value for container in named if hasattr(container, "values") for value in container.values())
         dtypes = {getattr(value, "dtype", getattr(getattr(value, "weight", None), "dtype", dtype)) for value in values}
-        return any(other in HALF and other != dtype for other in dtypes) and dtype in HALF
+        return not dtypes <= {dtype, torch.float32}
 
     @functools.wraps(cls.forward)
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -59,8 +63,14 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
             return original(x, *args, **kwargs)
         refuse_integers(self, x)
         dtype = compute_dtype(self, x)
-        joined = Fitted(dtype, lambda *_: None) if mixes_halves(self, dtype) else contextlib.nullcontext()
-        with region(x.device.type, dtype), joined:
+        if cls.__module__ in _OWN_BACKWARD:
+            within: contextlib.AbstractContextManager[Any] = torch.autocast(x.device.type, enabled=False)
+        else:
+            within = region(x.device.type, dtype) if dtype in HALF else contextlib.nullcontext()
+        # What the region leaves alone, and torch refuses, is mended.
+        left = mixes(self, dtype) or (dtype not in HALF and x.dtype != dtype)
+        fitted = Fitted(dtype, lambda *_: None) if left else contextlib.nullcontext()
+        with within, fitted:
             return original(x, *args, **kwargs).to(x.dtype)
 
     return forward

@@ -1,9 +1,11 @@
+import copy
 import dataclasses
 import functools
 import threading
 
 import pytest
 
+from qlora_bf16_patch.installation import BEFORE, Installation
 from qlora_bf16_patch.toggles import UnknownPatchError
 
 from .conftest import make_registry, says_patched
@@ -149,6 +151,76 @@ def test_the_environment_outranks_calls_and_force_outranks_the_environment(libra
     registry.enable("fake.layer", force=True)
     assert library.Layer().forward() == "patched"
     assert row(registry).decided_by == "call (forced)"
+
+
+def test_the_environment_outranks_calls_after_an_uninstall_too(library):
+    registry = make_registry({"QLORA_BF16_PATCH_DISABLE": "fake.*"})
+    registry.uninstall()
+    registry.enable()
+    assert (row(registry).state, row(registry).decided_by) == ("off", "environment (QLORA_BF16_PATCH_DISABLE)")
+    registry = make_registry({"QLORA_BF16_PATCH_ENABLE": "fake.*"})
+    registry.uninstall()
+    assert library.Layer().forward() == "original"
+    registry.enable()
+    assert library.Layer().forward() == "patched"
+
+
+def test_blocks_that_overlap_leave_what_was_before_them(library):
+    registry = make_registry()
+    first, second = registry.disabled(), registry.disabled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert library.Layer().forward() == "original"
+    second.__exit__(None, None, None)
+    assert library.Layer().forward() == "patched"
+    assert row(registry).decided_by == "default"
+
+
+def test_a_call_inside_a_block_counts_until_its_end(library):
+    registry = make_registry(default=False)
+    with registry.disabled():
+        registry.enable()
+        assert library.Layer().forward() == "patched"
+    assert library.Layer().forward() == "original"
+
+
+class Thing:
+    def forward(self):
+        return "original"
+
+
+def forward(self):
+    before = vars(self).get(BEFORE)
+    return "patched " + (Thing.forward(self) if before is None else before())
+
+
+@pytest.mark.parametrize("again", ["bind", "restore and rewrap"])
+def test_a_wrapper_that_another_party_put_over_a_bound_method_does_not_recur(again):
+    installation, thing = Installation(), Thing()
+    installation.bind(thing, ("_old_forward", "forward"), forward)
+    beneath = thing.forward
+    thing.forward = lambda: "theirs " + beneath()
+    if again == "bind":
+        installation.bind(thing, ("_old_forward", "forward"), forward)
+    else:
+        installation.restore()
+        installation.rewrap()
+    assert thing.forward() == "theirs patched original"
+
+
+def test_a_bound_method_that_was_moved_is_found_and_a_deep_copy_is_bound_once():
+    installation, thing = Installation(), Thing()
+    installation.bind(thing, ("_old_forward", "forward"), forward)
+    thing._old_forward, thing.forward = thing.forward, lambda: "hooked " + thing._old_forward()  # as accelerate
+    copied = copy.deepcopy(Thing())
+    installation.bind(copied, ("_old_forward", "forward"), forward)
+    assert (thing.forward(), copied.forward()) == ("hooked patched original", "patched original")
+    installation.restore()
+    assert "_old_forward" not in vars(thing)
+    assert "forward" not in vars(copied)
+    installation.rewrap()
+    assert copied.forward() == "patched original"
 
 
 def test_an_unknown_name_changes_nothing_and_suggests(library):

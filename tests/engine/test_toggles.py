@@ -40,6 +40,8 @@ def test_enable_adds_what_is_off_by_default():
     ("variable", "value", "told"),
     [
         ("QLORA_BF16_PATCH", "of", "off"),
+        ("QLORA_BF16_PATCH", " , ", "names nothing"),
+        ("QLORA_BF16_PATCH_ENABLE", ",", "names nothing"),
         ("QLORA_BF16_PATCH", "two.frst", "two.first"),
         ("QLORA_BF16_PATCH_ENABLE", "one.first,two.furst", "two.first"),
         ("QLORA_BF16_PATCH_DISABLE", "three.*", "one.first, one.second_thing, two.first"),

@@ -62,3 +62,15 @@ def test_compiled_attention_equals_eager_and_a_toggle_is_honoured():
     assert torch.equal(compiled(q, k), attend(q, k))
     with qlora_bf16_patch.disabled(NAME), pytest.raises(Exception, match="dtype"):
         compiled(q, k)
+
+
+class Attention(nn.Module):
+    def forward(self, q, k):
+        return nn.functional.scaled_dot_product_attention(q, k, k)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::FutureWarning")
+def test_fx_and_torchscript_see_torchs_own_attention():
+    q = torch.randn(1, 2, 4, 8)
+    assert torch.equal(torch.fx.symbolic_trace(Attention())(q, q), Attention()(q, q))
+    assert torch.equal(torch.jit.script(Attention())(q, q), Attention()(q, q))

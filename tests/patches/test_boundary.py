@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import itertools
 import logging
 import pickle
@@ -220,6 +221,28 @@ def test_modules_with_accelerates_hooks_are_covered_and_the_hooks_run():
     assert model(x).dtype == torch.float32
     assert Counting.calls == calls + 1
     assert copy.deepcopy(model)(x).dtype == torch.float32
+
+
+def test_hooks_that_accelerate_attaches_later_stay_above_through_toggles_and_new_adapters():
+    model, x = lora_model(), torch.randn(2, 64)
+    add_hook_to_module(model.base_model.model.head, Counting())
+    expected, calls = model(x), Counting.calls
+    with qlora_bf16_patch.disabled():
+        pass
+    model.add_adapter("other", model.peft_config["default"])
+    qlora_bf16_patch.guard(model)
+    assert torch.equal(model(x), expected)
+    assert Counting.calls == calls + 1
+
+
+def test_a_saved_model_is_covered_again_by_guard():
+    buffer, x = io.BytesIO(), torch.randn(2, 64)
+    torch.save(lora_model(), buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        loaded(x)
+    assert qlora_bf16_patch.guard(loaded)(x).dtype == torch.float32
 
 
 def test_guard_reaches_a_quantized_layer_that_accelerate_hooked_before_the_patch():

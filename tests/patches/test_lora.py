@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 import qlora_bf16_patch
 
@@ -145,3 +146,88 @@ def test_switched_off_the_bits_are_the_originals(dtype):
     with qlora_bf16_patch.disabled(NAME):
         assert torch.equal(layer(x), original(layer, x))
     assert not torch.equal(layer(x), original(layer, x))
+
+
+def test_a_hook_on_the_dropout_runs_and_a_dropout_of_ones_own_counts():
+    layer, x = lora_layer(torch.bfloat16, lora_dropout=0.1), torch.randn(2, 64).bfloat16()
+    calls = []
+    layer.lora_dropout["default"].register_forward_hook(lambda *_: calls.append(1))
+    layer(x)
+    assert calls == [1]
+    layer.lora_dropout["default"] = Zeros().eval()
+    assert torch.equal(layer(x), layer.base_layer(x))
+
+
+class Zeros(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+def test_a_hook_on_the_base_layer_sees_what_it_would_see_under_autocast():
+    layer, x, seen = lora_layer(), torch.randn(2, 64), []
+    layer.base_layer.register_forward_hook(lambda _, args, output: seen.append(args[0].dtype) or output * 1.1 + 0.01)
+    outside = layer(x)
+    with autocast(torch.bfloat16):
+        inside = layer(x)
+    assert torch.equal(outside, inside)
+    assert seen == [torch.float32, torch.float32]
+
+
+def fallbacks():
+    """What takes a layer off the path of its own, by name: a function that does it to the layer."""
+    A = "default"
+    return {
+        "a hook on A": lambda layer: layer.lora_A[A].register_forward_hook(lambda *_: None),
+        "a pre-hook on B": lambda layer: layer.lora_B[A].register_forward_pre_hook(lambda *_: None),
+        "a subclassed adapter": lambda layer: setattr(
+            layer.lora_A[A], "__class__", type("Sub", (torch.nn.Linear,), {})
+        ),
+        "accelerate's hook": lambda layer: add_hook_to_module(layer.lora_A[A], ModelHook()),
+        "dropout in training": lambda layer: layer.train().lora_dropout.update({A: torch.nn.Dropout(0.0).train()}),
+        "switched off casts": lambda layer: setattr(layer, "cast_input_dtype_enabled", False),
+        "switched off adapters": lambda layer: layer.enable_adapters(False),
+        "a sharded parameter": lambda layer: layer.lora_A[A].register_parameter(
+            "weight", Sharded(layer.lora_A[A].weight)
+        ),
+        "a global hook": lambda layer: None,
+    }
+
+
+class Subclassed(torch.nn.Linear):
+    pass
+
+
+class Sharded(torch.nn.Parameter):
+    """As a DTensor is: not a plain parameter."""
+
+
+@pytest.mark.parametrize("name", fallbacks())
+def test_whatever_is_not_plain_falls_back_to_upstreams_forward(name, monkeypatch):
+    layer, x, upstream = lora_layer(), torch.randn(2, 64), []
+    base = layer.base_layer.forward
+    monkeypatch.setattr(layer.base_layer, "forward", lambda x: upstream.append(autocast_is_on()) or base(x))
+    layer(x)
+    assert upstream == [False]  # the path of its own, outside any region
+    fallbacks()[name](layer)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None) if name == "a global hook" else None
+    try:
+        outside = layer(x)
+        with autocast(torch.bfloat16):
+            inside = layer(x)
+    finally:
+        if handle is not None:
+            handle.remove()
+    assert upstream == [False, True, True]
+    assert torch.equal(outside, inside)
+
+
+@pytest.mark.parametrize("kind", ["dora", "rslora"])
+def test_a_variant_falls_back_and_a_scaling_does_not(kind):
+    layer, x, upstream = lora_layer(**KINDS[kind]), torch.randn(2, 64), []
+    layer.base_layer.register_forward_hook(lambda *_: upstream.append(autocast_is_on()))
+    layer(x)
+    assert upstream == [kind == "dora"]
+
+
+def autocast_is_on():
+    return torch.is_autocast_enabled("cpu")

@@ -37,6 +37,11 @@ OPERATIONS = {
     "torch.bmm": (torch.bmm, (2, 2, 4), (2, 4, 3)),
     "torch.baddbmm": (lambda x, w: torch.baddbmm(w.new_zeros(1), x, w), (2, 2, 4), (2, 4, 3)),
     "torch.addmm": (lambda x, w: torch.addmm(w.new_zeros(1), x, w), (2, 4), (4, 3)),
+    "torch.addbmm": (lambda x, w: torch.addbmm(w.new_zeros(1), x, w), (2, 2, 4), (2, 4, 3)),
+    "torch.addmv": (lambda x, w: torch.addmv(w.new_zeros(1), x, w), (2, 4), (4,)),
+    "torch.inner": (torch.inner, (2, 4), (3, 4)),
+    "torch.linalg.multi_dot": (lambda x, w: torch.linalg.multi_dot([x, w]), (2, 4), (4, 3)),
+    "torch.linalg.vecdot": (torch.linalg.vecdot, (2, 4), (2, 4)),
     "torch.mv": (torch.mv, (2, 4), (4,)),
     "torch.dot": (torch.dot, (4,), (4,)),
     "torch.tensordot": (lambda x, w: torch.tensordot(x, w, dims=1), (2, 4), (4, 3)),
@@ -130,3 +135,9 @@ def test_a_mode_computes_products_in_its_own_dtype_where_that_is_among_the_opera
     with Fitted(None, lambda *_: None):
         in_bfloat16 = x @ weight
     assert torch.equal(in_bfloat16, (x @ weight.bfloat16()).float())
+
+
+def test_an_operation_with_a_buffer_of_the_callers_is_left_to_torch():
+    weight, x, buffer = torch.randn(3, 4).bfloat16(), torch.randn(4), torch.zeros(3)
+    with Fitted(torch.bfloat16, lambda *_: None), pytest.raises(RuntimeError, match="dtype"):
+        torch.mv(weight, x, out=buffer)

@@ -172,6 +172,19 @@ def test_half_precisions_compute_what_float32_does_within_their_rounding(method,
             assert (result - reference).abs().max() < 0.05 * reference.abs().max()
 
 
+@pytest.mark.parametrize(("method", "bits"), REACHABLE)
+def test_a_backward_runs_where_the_unpatched_one_does(method, bits):
+    for adapter_dtype in HALF:
+        for dtype in FLOATING:
+            model, x = adapted(method, bits, adapter_dtype).train(), torch.randn(2, 3, 64).to(dtype)
+            try:
+                with qlora_bf16_patch.disabled():
+                    model(x).float().sum().backward()
+            except RuntimeError:
+                continue
+            model(x).float().sum().backward()
+
+
 # Measured on peft 0.21.2; a release that mends one shows here.
 MISMATCH = {("HIRA", 4), ("HIRA", 8), ("PVERA", 4), ("PVERA", 8), ("SHIRA", 4), ("SHIRA", 8), ("VERA", 4), ("VERA", 8)}
 MISMATCH |= {("ADALORA", 8)}
