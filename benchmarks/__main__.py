@@ -64,6 +64,7 @@ def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
     shape = LLAMA_3_8B if big else SMALL
     kinds = {
         "layer": rows.layers([64, 512] if options.quick else [64, 512, 2048, 4096]),
+        "other": rows.others(),
         "generate": rows.generation(shape, 16 if big else 4, [1, 16] if big else [1], [128, 2048] if big else [16]),
         "training": rows.training(shape, 2048 if big else 16),
     }
@@ -109,7 +110,7 @@ def machine() -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    kinds = ["layer", "generate", "training", "import"]
+    kinds = ["layer", "other", "generate", "training", "import"]
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--quick", action="store_true", help="small layers and models alone")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of which a ratio is the median")

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, get_peft_model
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft import IA3Config, LoraConfig, VeraConfig, get_peft_model
 from torch import nn
 
 from .measure import CONDITIONS, Run
@@ -51,6 +51,33 @@ def layers(widths: list[int]) -> Iterator[Row]:
                 if name == "bf16":
                     runs = same(without_gradients(unmarked, x), ("unpatched", "off", "shim"))
                     yield f"unmarked linear, {about}", runs
+
+
+def others() -> Iterator[Row]:
+    """One call of a layer of another method, and of an 8-bit one, at batch 1; the methods run in autocast's region."""
+    vera = VeraConfig(target_modules=["proj"], init_weights=False)
+    for name, bits, config in (
+        ("VeRA", 4, vera),
+        ("IA3", 4, IA3Config(target_modules=["proj"], feedforward_modules=[])),
+        ("VeRA", 8, vera),
+        ("LoRA", 8, LoraConfig(r=16, target_modules=["proj"], init_lora_weights=False)),
+    ):
+        for width in (64, 512):
+            layer = get_peft_model(Other(bits, width), config).eval().base_model.model.proj
+            x = torch.randn(1, 1, width, device=DEVICE, dtype=torch.bfloat16)
+            yield f"{name} on {bits} bits, {width} wide, bf16", same(without_gradients(layer, x), LAYER_CONDITIONS)
+
+
+class Other(nn.Module):
+    """A 4- or 8-bit layer."""
+
+    def __init__(self, bits: int, width: int) -> None:
+        super().__init__()
+        self.is_loaded_in_4bit, self.is_loaded_in_8bit = bits == 4, bits == 8
+        if bits == 4:
+            self.proj = Linear4bit(width, width, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to(DEVICE)
+        else:
+            self.proj = Linear8bitLt(width, width, bias=False, has_fp16_weights=False).to(DEVICE)
 
 
 def generation(shape: Shape, tokens: int, batches: list[int], contexts: list[int]) -> Iterator[Row]:

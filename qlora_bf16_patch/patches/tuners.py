@@ -50,10 +50,13 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
 
     def mixes(layer: Any, dtype: torch.dtype) -> bool:
         """Whether an adapter is in a dtype that the layer's region would not cast: autocast casts float32 alone."""
-        named = (getattr(layer, name, {}) for name in layer.adapter_layer_names)
-        values = (value for container in named if hasattr(container, "values") for value in container.values())
-        dtypes = {getattr(value, "dtype", getattr(getattr(value, "weight", None), "dtype", dtype)) for value in values}
-        return not dtypes <= {dtype, torch.float32}
+        for name in layer.adapter_layer_names:
+            container = layer.__dict__["_modules"].get(name)
+            for holder in (container, *container.__dict__["_modules"].values()) if container is not None else ():
+                for value in holder.__dict__["_parameters"].values():
+                    if value is not None and value.dtype is not dtype and value.dtype is not torch.float32:
+                        return True
+        return False
 
     @functools.wraps(cls.forward)
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -19,16 +19,17 @@ KINDS = {"plain": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}
 def test_a_layer_computes_as_under_autocast_gives_the_dtype_back_and_mutates_nothing(
     dtype, compute_dtype, adapter_dtype, kind
 ):
-    layer = lora_layer(adapter_dtype, compute_dtype, **KINDS[kind])
-    before, x = state(layer), torch.randn(2, 3, 64).to(dtype)
-    for mode in MODES.values():
-        with mode():
-            outside = layer(x)
-            with autocast(compute_dtype or dtype):
-                inside = layer(x)
-        assert outside.dtype == inside.dtype == dtype
-        assert torch.equal(outside, inside)
-    assert_unchanged(layer, before)
+    for bias in (True, False) if kind != "lora_bias" else (True,):
+        layer = lora_layer(adapter_dtype, compute_dtype, bias, **KINDS[kind])
+        before, x = state(layer), torch.randn(2, 3, 64).to(dtype)
+        for mode in MODES.values():
+            with mode():
+                outside = layer(x)
+                with autocast(compute_dtype or dtype):
+                    inside = layer(x)
+            assert outside.dtype == inside.dtype == dtype
+            assert torch.equal(outside, inside)
+        assert_unchanged(layer, before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
