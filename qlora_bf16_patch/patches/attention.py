@@ -16,7 +16,6 @@ def _load() -> Factory:
     import functools
 
     import torch
-    from torch.jit._builtins import _register_builtin
 
     def taken(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
         """Whether torch takes them as they are: a mask of booleans or of float32 goes with every query."""
@@ -54,8 +53,6 @@ def _load() -> Factory:
                 attn_mask = attn_mask.to(torch.float32)
             return original(query, key, value, attn_mask, *args, **kwargs).to(dtype)  # type: ignore[no-any-return]
 
-        # torch.jit.script compiles the wrapper as the builtin that it stands for.
-        _register_builtin(scaled_dot_product_attention, "aten::scaled_dot_product_attention")
         return scaled_dot_product_attention
 
     return factory

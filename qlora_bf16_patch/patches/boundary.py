@@ -17,8 +17,9 @@ import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..installation import BEFORE, Factory, Installation
+from ..installation import BEFORE, Installation
 from ..registry import Patch
+from .injection import after_injection
 
 if TYPE_CHECKING:
     import torch
@@ -278,25 +279,12 @@ def _token_ids(installation: Installation, cls: Any) -> Callable[..., Any]:
     return forward
 
 
-def _load() -> Factory:
-    def factory(original: Any, installation: Installation) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def inject_adapter(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            result = original(self, model, *args, **kwargs)
-            mark(model, installation)  # also while switched off, so that it can be switched on
-            return result
-
-        return inject_adapter
-
-    return factory
-
-
 PATCH = Patch(
     name="peft.boundary",
     # Not peft.tuners.lora.bnb: that is imported inside the first injection, too late to see it.
     module="peft.tuners.tuners_utils",
     attribute="BaseTuner.inject_adapter",
-    load=_load,
+    load=after_injection(mark),
     summary="lm_head, heads, norms, routers and experts of a k-bit model take inputs of another floating dtype",
     distribution="peft",
     requires=">=0.6",

@@ -11,9 +11,10 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..installation import BEFORE, Factory, Installation
+from ..installation import BEFORE, Installation
 from ..registry import Patch
 from . import lora
+from .injection import after_injection
 
 if TYPE_CHECKING:
     import torch
@@ -79,24 +80,11 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
     return forward
 
 
-def _load() -> Factory:
-    def factory(original: Any, installation: Installation) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def inject_adapter(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            result = original(self, model, *args, **kwargs)
-            mark(model, installation)  # also while switched off, so that it can be switched on
-            return result
-
-        return inject_adapter
-
-    return factory
-
-
 PATCH = Patch(
     name="peft.tuners",
     module="peft.tuners.tuners_utils",
     attribute="BaseTuner.inject_adapter",
-    load=_load,
+    load=after_injection(mark),
     summary="PEFT's other methods on 4- and 8-bit layers compute in the compute dtype and give back the input's",
     distribution="peft",
     requires=">=0.6",
