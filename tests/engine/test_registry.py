@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from qlora_bf16_patch.installation import BEFORE, Installation
+from qlora_bf16_patch.installation import Installation, beneath
 from qlora_bf16_patch.toggles import UnknownPatchError
 
 from .conftest import make_registry, says_patched
@@ -191,18 +191,17 @@ class Thing:
 
 
 def forward(self):
-    before = vars(self).get(BEFORE)
-    return "patched " + (Thing.forward(self) if before is None else before())
+    return "patched " + beneath(self)
 
 
 @pytest.mark.parametrize("again", ["bind", "restore and rewrap"])
 def test_a_wrapper_that_another_party_put_over_a_bound_method_does_not_recur(again):
     installation, thing = Installation(), Thing()
-    installation.bind(thing, ("_old_forward", "forward"), forward)
-    beneath = thing.forward
-    thing.forward = lambda: "theirs " + beneath()
+    installation.bind(thing, forward)
+    ours = thing.forward
+    thing.forward = lambda: "theirs " + ours()
     if again == "bind":
-        installation.bind(thing, ("_old_forward", "forward"), forward)
+        installation.bind(thing, forward)
     else:
         installation.restore()
         installation.rewrap()
@@ -211,10 +210,10 @@ def test_a_wrapper_that_another_party_put_over_a_bound_method_does_not_recur(aga
 
 def test_a_bound_method_that_was_moved_is_found_and_a_deep_copy_is_bound_once():
     installation, thing = Installation(), Thing()
-    installation.bind(thing, ("_old_forward", "forward"), forward)
+    installation.bind(thing, forward)
     thing._old_forward, thing.forward = thing.forward, lambda: "hooked " + thing._old_forward()  # as accelerate
     copied = copy.deepcopy(Thing())
-    installation.bind(copied, ("_old_forward", "forward"), forward)
+    installation.bind(copied, forward)
     assert (thing.forward(), copied.forward()) == ("hooked patched original", "patched original")
     installation.restore()
     assert "_old_forward" not in vars(thing)
