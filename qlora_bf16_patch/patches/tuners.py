@@ -53,12 +53,23 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
     def mixes(layer: Any, dtype: torch.dtype) -> bool:
         """Whether an adapter is in a dtype that the layer's region would not cast: autocast casts float32 alone."""
         for name in layer.adapter_layer_names:
-            container = layer.__dict__["_modules"].get(name)
-            for holder in (container, *container.__dict__["_modules"].values()) if container is not None else ():
-                for value in holder.__dict__["_parameters"].values():
+            container = layer._modules.get(name)
+            for holder in (container, *container._modules.values()) if container is not None else ():
+                for value in holder._parameters.values():
                     if value is not None and value.dtype is not dtype and value.dtype is not torch.float32:
                         return True
         return False
+
+    def mended(layer: Any, dtype: torch.dtype, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
+        """What the region leaves alone, and torch refuses, is mended."""
+        within: contextlib.AbstractContextManager[Any] = nothing
+        if own_backward:
+            within = torch.autocast(x.device.type, enabled=False)
+        elif dtype in HALF:
+            within = region(x.device.type, dtype)
+        left = mixes(layer, dtype) or (dtype not in HALF and x.dtype != dtype)
+        with within, Fitted(dtype, lambda *_: None) if left else nothing:
+            return beneath(layer, x, *args, **kwargs)
 
     own_backward = cls.__module__ in _OWN_BACKWARD
 
@@ -68,16 +79,11 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
             return beneath(self, x, *args, **kwargs)
         refuse_integers(self, x)
         dtype = compute_dtype(self, x)
-        half = dtype in HALF
-        within: contextlib.AbstractContextManager[Any] = nothing
-        if own_backward:
-            within = torch.autocast(x.device.type, enabled=False)
-        elif half:
-            within = region(x.device.type, dtype)
-        # What the region leaves alone, and torch refuses, is mended.
-        left = mixes(self, dtype) or (not half and x.dtype != dtype)
-        with within, Fitted(dtype, lambda *_: None) if left else nothing:
-            result = beneath(self, x, *args, **kwargs)
+        if dtype not in HALF or own_backward or mixes(self, dtype):
+            result = mended(self, dtype, x, args, kwargs)
+        else:
+            with region(x.device.type, dtype):
+                result = beneath(self, x, *args, **kwargs)
         return result if result.dtype is x.dtype else result.to(x.dtype)
 
     return forward

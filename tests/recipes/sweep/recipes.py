@@ -37,17 +37,24 @@ def save(architecture: Architecture, checkpoint: Path) -> None:
 
 
 def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
-    """The toy in 4 bits with LoRA on all linear layers, prepared by ``recipe`` (one of ``results.RECIPES``)."""
+    """The toy in 4 bits with LoRA on all linear layers, prepared by ``recipe`` (one of ``results.RECIPES``).
+
+    ``eager`` is ``qlora`` with eager attention, whose products of activations are the model's own code.
+    """
     torch.manual_seed(0)
     model = architecture.model_class.from_pretrained(
-        checkpoint, quantization_config=nf4(architecture), dtype=torch.bfloat16, device_map={"": "cpu"}
+        checkpoint,
+        quantization_config=nf4(architecture),
+        dtype=torch.bfloat16,
+        device_map={"": "cpu"},
+        attn_implementation="eager" if recipe == "eager" else None,
     )
     for module in model.modules():
         # For CPUs with AVX512-bf16 bitsandbytes repacks a weight in evaluation; it can't where 32 does not divide its
         # rows, or 64 its columns.
         if isinstance(module, Linear4bit) and (module.out_features % 32 or module.in_features % 64):
             module.support_avx512bf16_for_cpu = False
-    if recipe in ("kbit", "qlora", "trl"):
+    if recipe in ("kbit", "qlora", "eager", "trl"):
         checkpointing = model.supports_gradient_checkpointing
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     lora = LoraConfig(
@@ -60,7 +67,12 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
         modules_to_save=head_and_embedding(model) if recipe == "heads" else None,
     )
     model = get_peft_model(model, lora, autocast_adapter_dtype=recipe != "adapters16")
-    cast = {"qlora": qlora_script, "norms32": norms_in_fp32, "trl": peft_module_casting_to_bf16}.get(recipe)
+    cast = {
+        "qlora": qlora_script,
+        "eager": qlora_script,
+        "norms32": norms_in_fp32,
+        "trl": peft_module_casting_to_bf16,
+    }.get(recipe)
     if cast:
         cast(model)
     return model

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-RECIPES = ("plain", "kbit", "qlora", "norms32", "trl", "heads", "adapters16")
+RECIPES = ("plain", "kbit", "qlora", "eager", "norms32", "trl", "heads", "adapters16")
 MODES = ("generate", "train")
 # How far apart logits are that differ by rounding alone, as a share of the largest: bf16 keeps 8 bits, and the
 # roundings of a toy's few layers add up.
@@ -17,7 +17,14 @@ ROUNDING = 0.03
 
 @dataclass(frozen=True)
 class Run:
-    """``frames`` are the traceback's deepest, ``apart`` is the distance from unpatched logits under autocast."""
+    """One of the eight runs of an architecture and a recipe.
+
+    Attributes:
+        frames: the traceback's deepest.
+        apart: distance of the logits from the unpatched ones under autocast.
+        same: whether logits, or losses, are bit for bit those of the unpatched run; None where that one failed.
+        agreeing: whether contract D applies: no module is given another dtype than it computes in.
+    """
 
     architecture: str
     recipe: str
@@ -29,6 +36,8 @@ class Run:
     frames: tuple[str, ...] = ()
     dtype: str = ""
     apart: float | None = None
+    same: bool | None = None
+    agreeing: bool = False
 
     @property
     def key(self) -> tuple[str, str, str, bool]:
@@ -68,6 +77,9 @@ def regressions(runs: Iterable[Run]) -> Iterator[tuple[Run, str]]:
             yield patched, f"ran unpatched: {patched.message}"
         elif (patched.apart or 0) > max(ROUNDING, 2 * ((unpatched and unpatched.apart) or 0)):  # it rounds too
             yield patched, f"logits are {patched.apart} apart from those under autocast"
+        elif patched.same is False and (patched.agreeing or patched.autocast):
+            why = "all dtypes agree" if patched.agreeing else "it runs under autocast"
+            yield patched, f"{why}, but the bits are not the unpatched ones"
 
 
 def out_of_reach(runs: Iterable[Run]) -> dict[str, dict[str, str]]:

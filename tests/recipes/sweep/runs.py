@@ -20,6 +20,8 @@ import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
 
+from qlora_bf16_patch.dtypes import floating
+
 from . import recipes
 from .architectures import Architecture, architectures
 from .results import Run, planned
@@ -38,29 +40,36 @@ TOYS = {architecture.name: architecture for architecture in architectures()}
 def outcomes(name: str, recipe: str, sides: Iterable[bool]) -> Iterator[Run]:
     """Runs what is planned for one architecture and recipe; every failure is an outcome."""
     sides = list(sides)
-    toy, expected, model = TOYS[name], None, None
+    toy, expected, model, unpatched = TOYS[name], None, None, None
     try:
         with contextlib.nullcontext() if True in sides else qlora_bf16_patch.disabled():
             model = recipes.prepared(toy, checkpoint(name), recipe)
     except Exception as error:
         failure = error
+    agrees = model is not None and recipe == "adapters16" and agreeing(toy, model)
     for run in planned(name, recipe, sides):
         if model is None:
             yield failed(run, failure, "not built: ")
             continue
-        logits = None
         try:
             with contextlib.nullcontext() if run.patched else qlora_bf16_patch.disabled():
-                logits = (generate if run.mode == "generate" else train)(toy, copy.deepcopy(model), run.autocast)
+                values = (generate if run.mode == "generate" else train)(toy, copy.deepcopy(model), run.autocast)
         except Exception as error:
+            unpatched = None if not run.patched else unpatched
             yield failed(run, error)
             continue
-        if logits is None:
+        if not run.patched:
+            unpatched = values
+        elif unpatched is not None:
+            run = dataclasses.replace(run, same=identical(values, unpatched), agreeing=agrees)
+        if run.mode == "train":
             yield run
             continue
+        logits = values
         if run.autocast and not run.patched:
             expected = logits
             if truncates(toy, model):
+                unpatched = None
                 run = dataclasses.replace(run, outcome="mismatch", message="activations were truncated to bytes")
                 expected = generate(toy, recipes.dequantized(copy.deepcopy(model)), autocast=True)
         yield dataclasses.replace(run, dtype=str(logits.dtype), apart=apart(logits, expected))
@@ -74,9 +83,10 @@ def checkpoint(name: str) -> Path:
     return Path(folder.name)
 
 
-def train(toy: Architecture, model: Any, autocast: bool) -> None:
-    """Two optimizer steps."""
+def train(toy: Architecture, model: Any, autocast: bool) -> torch.Tensor:
+    """Two optimizer steps; returns their losses."""
     torch.manual_seed(0)
+    losses = []
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(2):
@@ -85,6 +95,8 @@ def train(toy: Architecture, model: Any, autocast: bool) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        losses.append(loss.detach())
+    return torch.stack(losses)
 
 
 @torch.no_grad()
@@ -110,6 +122,25 @@ def truncates(toy: Architecture, model: Any) -> bool:
     with qlora_bf16_patch.disabled():
         generate(toy, model, autocast=True)
     return any(not dtype.is_floating_point for dtype in given)
+
+
+def agreeing(toy: Architecture, model: Any) -> bool:
+    """Whether, without the patches and outside autocast, each module is given the dtype that it holds, bfloat16."""
+    model = copy.deepcopy(model)
+    given = [parameter.dtype for parameter in model.parameters()]
+    for module in model.modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda _, args: given.extend(value.dtype for value in floating(args)))
+    try:
+        with qlora_bf16_patch.disabled():
+            generate(toy, model, autocast=False)
+    except Exception:
+        return False
+    return {dtype for dtype in given if dtype.is_floating_point} == {torch.bfloat16}
+
+
+def identical(values: torch.Tensor, others: torch.Tensor) -> bool:
+    return values.dtype == others.dtype and torch.equal(values.nan_to_num(), others.nan_to_num())
 
 
 def apart(logits: torch.Tensor, expected: torch.Tensor | None) -> float | None:
