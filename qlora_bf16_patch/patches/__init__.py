@@ -12,7 +12,8 @@ CATALOGUE: tuple[Patch, ...] = (
     lora.LINEAR8BIT,
     tuners.PATCH,
     boundary.PATCH,
-    attention.PATCH,
+    attention.TORCH,
+    attention.TRANSFORMERS,
     generate.PATCH,
     autocast_output.LINEAR4BIT,  # after those that they stand on
     autocast_output.LORA_LINEAR4BIT,

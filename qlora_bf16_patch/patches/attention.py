@@ -1,7 +1,12 @@
-"""``torch.attention``: scaled dot-product attention of different floating dtypes, where torch would raise."""
+"""``torch.attention`` and ``transformers.attention``: query, key and value of different floating dtypes.
+
+The first stands on scaled dot-product attention; the second on whatever else a model of transformers attends with:
+eager attention's products of activations, flash attention, flex attention.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +17,22 @@ if TYPE_CHECKING:
     import torch
 
 
-def _load() -> Factory:
-    import functools
+def _common(*tensors: torch.Tensor) -> torch.dtype:
+    """The half precision among query, key and value, in which autocast would compute; float32 where there is none."""
+    import torch
 
+    return next((tensor.dtype for tensor in reversed(tensors) if tensor.dtype != torch.float32), tensors[0].dtype)
+
+
+def _refused(name: str, tensors: list[Any]) -> TypeError:
+    query, key, value, mask = (getattr(tensor, "dtype", None) for tensor in tensors)
+    return TypeError(
+        f"attention was given query, key and value of {query}, {key}, {value} and a mask of {mask}. {name} would have "
+        "cast them, but QLORA_BF16_PATCH_STRICT is set: cast them where they are made, or unset it."
+    )
+
+
+def _load_torch() -> Factory:
     import torch
 
     def taken(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
@@ -39,14 +57,9 @@ def _load() -> Factory:
             if agree or not installation.on or torch.is_autocast_enabled(query.device.type):
                 return original(query, key, value, attn_mask, *args, **kwargs)  # type: ignore[no-any-return]
             if installation.strict and not taken(query, key, value, attn_mask):
-                raise TypeError(
-                    f"attention was given query, key and value of {dtype}, {key.dtype}, {value.dtype} and a mask of "
-                    f"{None if attn_mask is None else attn_mask.dtype}. torch.attention would have cast them, but "
-                    "QLORA_BF16_PATCH_STRICT is set."
-                )
+                raise _refused(TORCH.name, [query, key, value, attn_mask])
             if key.dtype != dtype or value.dtype != dtype:
-                # The half precision of the three, as autocast would compute it.
-                common = next((t.dtype for t in (value, key, query) if t.dtype != torch.float32), dtype)
+                common = _common(query, key, value)
                 query, key, value = query.to(common), key.to(common), value.to(common)
             if attn_mask is not None and attn_mask.is_floating_point() and attn_mask.dtype != query.dtype:
                 # Torch takes an fp32 mask with any query; a cast to fp16 would turn a bf16 minimum into -inf.
@@ -58,13 +71,59 @@ def _load() -> Factory:
     return factory
 
 
-PATCH = Patch(
+def _load_transformers() -> Factory:
+    import torch
+
+    def attend(
+        installation: Installation,
+        interface: Callable[..., Any],
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        dtype = query.dtype
+        agree = key.dtype == dtype and value.dtype == dtype
+        if agree or not installation.on or torch.is_autocast_enabled(query.device.type):
+            return interface(module, query, key, value, *args, **kwargs)
+        if installation.strict:
+            mask = args[0] if args else kwargs.get("attention_mask")
+            raise _refused(TRANSFORMERS.name, [query, key, value, mask])
+        common = _common(query, key, value)
+        output, *weights = interface(module, query.to(common), key.to(common), value.to(common), *args, **kwargs)
+        return (output.to(dtype), *weights)
+
+    def factory(original: Any, installation: Installation) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def get_interface(self: Any, attn_implementation: Any, default: Any) -> Any:
+            interface = original(self, attn_implementation, default)
+            if attn_implementation == "sdpa" or not installation.on:
+                return interface
+            return functools.partial(attend, installation, interface)
+
+        return get_interface
+
+    return factory
+
+
+TORCH = Patch(
     name="torch.attention",
     module="torch.nn.functional",
     attribute="scaled_dot_product_attention",
-    load=_load,
+    load=_load_torch,
     summary="attention takes query, key, value and mask of different floating dtypes",
     distribution="torch",
     requires=">=2.4",
     reports=("hiyouga/LlamaFactory#539", "huggingface/transformers#29974"),
+)
+TRANSFORMERS = Patch(
+    name="transformers.attention",
+    module="transformers.modeling_utils",
+    attribute="AttentionInterface.get_interface",
+    load=_load_transformers,
+    summary="eager, flash and flex attention take query, key and value of different floating dtypes",
+    distribution="transformers",
+    requires=">=5.1",  # before it, a model looked its function up in a dictionary
 )

@@ -13,7 +13,7 @@ import qlora_bf16_patch
 
 FLOATING = [torch.float32, torch.bfloat16, torch.float16]
 HALF = [torch.bfloat16, torch.float16]
-DEFAULT = ("bitsandbytes.linear*", "peft.lora.linear*", "peft.tuners", "peft.boundary", "torch.*")  # on by default
+DEFAULT = ("bitsandbytes.linear*", "peft.lora.linear*", "peft.tuners", "peft.boundary", "*.attention")  # on by default
 MODES = {"training": contextlib.nullcontext, "no grad": torch.no_grad, "inference": torch.inference_mode}
 
 

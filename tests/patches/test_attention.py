@@ -1,4 +1,4 @@
-"""torch.attention: query, key, value and mask of different floating dtypes, where torch would raise."""
+"""torch.attention and transformers.attention: query, key, value of different dtypes, where torch would raise."""
 
 import functools
 import itertools
@@ -6,6 +6,8 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 
 import qlora_bf16_patch
 
@@ -62,6 +64,54 @@ def test_compiled_attention_equals_eager_and_a_toggle_is_honoured():
     assert torch.equal(compiled(q, k), attend(q, k))
     with qlora_bf16_patch.disabled(NAME), pytest.raises(Exception, match="dtype"):
         compiled(q, k)
+
+
+def eager(q, k, v):
+    """As a model of transformers attends with ``attn_implementation="eager"``; (batch, heads, tokens, width)."""
+    module = nn.Module().eval()
+    module.num_key_value_groups = 1
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface("eager", eager_attention_forward)
+    output, _weights = attend(module, q, k, v, None, scaling=1.0)
+    return output.transpose(1, 2)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["outside autocast", "autocast"])
+@pytest.mark.parametrize("dtypes", list(itertools.product(FLOATING, repeat=3)), ids=str)
+def test_eager_attention_takes_other_dtypes_exactly_where_torch_raises(dtypes, autocast):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 4, 8).to(dtype) for dtype in dtypes)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with qlora_bf16_patch.disabled("transformers.attention"):
+            try:
+                unpatched = eager(q, k, v)
+            except RuntimeError as error:
+                assert "type" in str(error)
+                unpatched = None
+        patched = eager(q, k, v)
+    if unpatched is None:
+        assert patched.dtype == q.dtype
+        reference = nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=1.0)
+        torch.testing.assert_close(patched.double(), reference, atol=5e-2, rtol=5e-2)
+    else:
+        assert torch.equal(patched, unpatched)
+        assert patched.dtype == unpatched.dtype
+
+
+@pytest.mark.usefixtures("strict")
+def test_strict_raises_in_eager_attention_too():
+    q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8).bfloat16()
+    with pytest.raises(TypeError, match=r"float32, torch.bfloat16, torch.bfloat16.*transformers.attention"):
+        eager(q, k, k)
+    assert eager(q, q, q).dtype == torch.float32
+
+
+def test_compiled_eager_attention_equals_eager_and_a_toggle_is_honoured():
+    torch._dynamo.reset()
+    q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8).bfloat16()
+    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(q, q, k), eager(q, q, k))
+    with qlora_bf16_patch.disabled("transformers.attention"), pytest.raises(Exception, match="dtype"):
+        compiled(q, q, k)
 
 
 class Attention(nn.Module):
