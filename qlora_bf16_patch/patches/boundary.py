@@ -111,7 +111,8 @@ def _forward_for(module: torch.nn.Module) -> Callable[[Installation, type], Call
     if weight is not None and _kind(cls):
         return _torchs_own if weight.is_floating_point() else None
     looks = any(_kbit(_base_layer(getattr(module, name, None))) for name in _looked_into(cls.forward))
-    return _models_own if looks or _path(cls) in _MENDED_ALWAYS or any(True for _ in _matrices(module)) else None
+    own = looks or _masks(cls.forward) or _path(cls) in _MENDED_ALWAYS or any(True for _ in _matrices(module))
+    return _models_own if own else None
 
 
 @functools.cache
@@ -142,6 +143,13 @@ def _looked_into(forward: Callable[..., Any]) -> tuple[str, ...]:
     names = [step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_")] if code else []
     triples = zip(names, names[1:], names[2:], strict=False)
     return tuple({name for name, weight, what in triples if weight == "weight" and what in ("dtype", "data")})
+
+
+@functools.cache
+def _masks(forward: Callable[..., Any]) -> bool:
+    """Whether a forward fills a mask with a dtype's minimum: that of its float32 hidden states overflows bfloat16."""
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    return code is not None and {"finfo", "masked_fill"} <= set(code.co_names)
 
 
 def _base_layer(module: Any) -> Any:

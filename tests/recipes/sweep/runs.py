@@ -40,7 +40,7 @@ TOYS = {architecture.name: architecture for architecture in architectures()}
 def outcomes(name: str, recipe: str, sides: Iterable[bool]) -> Iterator[Run]:
     """Runs what is planned for one architecture and recipe; every failure is an outcome."""
     sides = list(sides)
-    toy, expected, model, unpatched = TOYS[name], None, None, None
+    toy, expected, model, unpatched, truncated = TOYS[name], None, None, None, False
     try:
         with contextlib.nullcontext() if True in sides else qlora_bf16_patch.disabled():
             model = recipes.prepared(toy, checkpoint(name), recipe)
@@ -59,7 +59,7 @@ def outcomes(name: str, recipe: str, sides: Iterable[bool]) -> Iterator[Run]:
             yield failed(run, error)
             continue
         if not run.patched:
-            unpatched = values
+            unpatched = None if truncated else values
         elif unpatched is not None:
             run = dataclasses.replace(run, same=identical(values, unpatched), agreeing=agrees)
         if run.mode == "train":
@@ -68,7 +68,7 @@ def outcomes(name: str, recipe: str, sides: Iterable[bool]) -> Iterator[Run]:
         logits = values
         if run.autocast and not run.patched:
             expected = logits
-            if truncates(toy, model):
+            if truncated := truncates(toy, model):
                 unpatched = None
                 run = dataclasses.replace(run, outcome="mismatch", message="activations were truncated to bytes")
                 expected = generate(toy, recipes.dequantized(copy.deepcopy(model)), autocast=True)

@@ -74,7 +74,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Qwen2_5_VLTextConfig": {"rope_parameters": {**ROPE, "mrope_section": [2, 2, 4]}},
     "Qwen2_5_VLVisionConfig": {"window_size": 112, "fullatt_block_indexes": [1]},
     "RecurrentGemmaConfig": {"block_types": ["recurrent", "attention"]},
-    "ReformerConfig": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
+    "ReformerConfig": {
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "lsh"],
+        "num_buckets": 4,
+        "hash_seed": 0,
+        "hidden_dropout_prob": 0.0,  # with any, it seeds itself anew at each call
+        "local_attention_probs_dropout_prob": 0.0,
+        "lsh_attention_probs_dropout_prob": 0.0,
+    },
     "RwkvConfig": {"rescale_every": 0},
     "VibeVoiceAcousticTokenizerEncoderConfig": {"num_filters": 2},
     "VibeVoiceAsrConfig": {"acoustic_tokenizer_chunk_size": 3200},
