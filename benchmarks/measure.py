@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,13 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def _storages(values: Iterable[Any]) -> Iterator[torch.UntypedStorage]:
+    """Those of dense tensors; a sparse one has none."""
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+            yield value.untyped_storage()
+
+
 class Counter(TorchDispatchMode):
     """Counts dispatched operations, and the bytes of the storages that they made and that are alive."""
 
@@ -133,10 +140,10 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.operations += 1
-        given = {value.untyped_storage().data_ptr() for value in args if isinstance(value, torch.Tensor)}
-        for value in result if isinstance(result, (list, tuple)) else (result,):
-            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in given:
-                self._add(value.untyped_storage())
+        given = {storage.data_ptr() for storage in _storages(args)}
+        for storage in _storages(result if isinstance(result, (list, tuple)) else (result,)):
+            if storage.data_ptr() not in given:
+                self._add(storage)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:

@@ -23,6 +23,7 @@ class Shape:
     vocabulary: int
 
 
+TOY = Shape(1, 64, 128, 4, 2, 320)
 SMALL = Shape(8, 512, 1024, 8, 8, 1024)
 LLAMA_3_8B = Shape(32, 4096, 14336, 32, 8, 128256)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import qlora_bf16_patch
 
-from .conftest import FLOATING, Toy, linear4bit, lora_model
+from .conftest import FLOATING, HALF, Toy, autocast, linear4bit, lora_model
 from .test_boundary import Experts, Router
 
 BACKENDS = ["eager", "aot_eager", "inductor"]
@@ -54,6 +54,20 @@ def test_a_compiled_model_equals_the_eager_one_and_follows_a_toggle(compute_dtyp
 def tolerance(backend):
     # Inductor fuses casts, so it keeps what eager rounds to bfloat16 between two operations.
     return {"atol": 5e-2, "rtol": 5e-2} if backend == "inductor" else {"atol": 0, "rtol": 0}
+
+
+@pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("compute_dtype", HALF, ids=str)
+def test_compiled_outside_autocast_a_layer_computes_what_it_computes_compiled_inside(compute_dtype, backend):
+    model, x = lora_model(compute_dtype=compute_dtype, toy=Toy(True, compute_dtype, head=False)), torch.randn(2, 64)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        outside = compiled(x)
+        with autocast(compute_dtype):
+            inside = compiled(x)
+    assert outside.dtype == inside.dtype == torch.float32
+    torch.testing.assert_close(outside, inside, **tolerance(backend))
 
 
 def test_the_lora_patch_is_at_work_in_compiled_code():

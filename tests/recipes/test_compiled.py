@@ -1,0 +1,104 @@
+"""Contract E on a whole model: decoding with a static cache, and a training step, compiled with ``fullgraph=True``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import StaticCache
+
+import qlora_bf16_patch
+from benchmarks.measure import unpatched
+from benchmarks.models import TOY, llama
+
+RECIPES = ["plain", "kbit", "qlora"]
+
+# Third parties about each other, and Inductor about a machine without its favourite instructions.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def aten(operations):
+    """A backend that runs what it is given, and appends the number of its operations to ``operations``."""
+
+    def compiler(graph, _inputs):
+        operations.append(sum(node.op == "call_function" for node in graph.graph.nodes))
+        return graph.forward
+
+    return CompileCounterWithBackend(aot_autograd(fw_compiler=compiler, bw_compiler=compiler))
+
+
+@torch.no_grad()
+def decode(model, forward):
+    """Logits of four tokens, one call each, with a static cache."""
+    cache = StaticCache(config=model.config, max_cache_len=8)
+    steps = [
+        forward(
+            input_ids=torch.tensor([[5 + position]]),
+            past_key_values=cache,
+            cache_position=torch.tensor([position]),
+            position_ids=torch.tensor([[position]]),
+        ).logits
+        for position in range(4)
+    ]
+    return torch.cat(steps)
+
+
+def train(model, forward):
+    """Losses of three steps under autocast; the weights stay."""
+    losses = []
+    ids = torch.arange(3, 15)[None]
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(forward(input_ids=ids, labels=ids).loss)
+        losses[-1].backward()
+    return torch.stack(losses).detach()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("run", [decode, train])
+def test_no_graph_no_recompilation_and_no_operation_more_than_unpatched(run, recipe):
+    model = llama(TOY, recipe).train(run is train)
+
+    def measured():
+        torch._dynamo.reset()
+        operations = []
+        backend = aten(operations)
+        result = run(model, torch.compile(model, fullgraph=True, backend=backend))
+        assert torch.equal(result, run(model, model))
+        return backend.frame_count, operations
+
+    graphs, operations = measured()
+    if recipe == "qlora" and run is decode:
+        with unpatched(), pytest.raises(RuntimeError, match="dtype"):
+            measured()
+        return
+    with unpatched():
+        graphs_unpatched, operations_unpatched = measured()
+    assert graphs <= graphs_unpatched
+    assert len(operations) == len(operations_unpatched) > 0
+    if run is decode:  # no clone, and the adapters' products in two dimensions
+        assert all(ours < theirs for ours, theirs in zip(operations, operations_unpatched, strict=True))
+    else:
+        assert operations == operations_unpatched
+
+
+@pytest.mark.parametrize("run", [decode, train])
+def test_inductor_takes_the_whole_model_and_decoding_follows_a_toggle(run):
+    model = llama(TOY, "qlora").train(run is train)
+    backend = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    torch.testing.assert_close(run(model, compiled), run(model, model), atol=5e-2, rtol=5e-2)
+    if run is decode:
+        with qlora_bf16_patch.disabled(), pytest.raises(Exception, match="dtype"):
+            decode(model, compiled)
+    graphs = backend.frame_count
+    torch.testing.assert_close(run(model, compiled), run(model, model), atol=5e-2, rtol=5e-2)
+    assert backend.frame_count == graphs  # what was compiled before the toggle is found again

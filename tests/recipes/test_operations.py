@@ -1,0 +1,40 @@
+"""Contract G on a whole model: generation and a training step, counted and not timed."""
+
+import functools
+
+import pytest
+import torch
+
+from benchmarks import rows
+from benchmarks.measure import CONDITIONS, Counter
+from benchmarks.models import TOY, llama
+
+# Third parties about each other: checkpointing under a new name, generation's defaults.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+def counted(run, condition):
+    with CONDITIONS[condition]():
+        run()
+    with CONDITIONS[condition](), Counter() as counter:
+        run()
+    return counter
+
+
+@pytest.mark.parametrize("recipe", ["plain", "kbit", "qlora"])
+def test_generation_takes_fewer_operations_than_autocast_and_than_unpatched_where_that_runs(recipe):
+    run = functools.partial(rows.generate, llama(TOY, recipe).eval(), torch.arange(3, 131)[None], 3)
+    shim = counted(run, "shim")
+    assert shim.operations < counted(run, "autocast").operations
+    if recipe != "qlora":
+        unpatched = counted(run, "unpatched")
+        assert shim.operations < unpatched.operations
+        assert shim.peak <= unpatched.peak
+
+
+@pytest.mark.parametrize("recipe", ["plain", "kbit", "qlora"])
+def test_a_training_step_takes_the_unpatched_operations_and_bytes(recipe):
+    run = functools.partial(rows.step, llama(TOY, recipe).train(), torch.arange(3, 15)[None])
+    shim, unpatched = counted(run, "shim"), counted(run, "unpatched")
+    assert shim.operations == unpatched.operations
+    assert shim.peak <= unpatched.peak
