@@ -8,6 +8,7 @@ import datetime
 import importlib.metadata
 import itertools
 import json
+import logging
 import platform
 import warnings
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ COLUMNS = (*CONDITIONS, "floor")
 def main() -> None:
     options = arguments()
     warnings.simplefilter("ignore")  # third parties' advice on toys
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # an 8-bit layer's, at every call
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(options.threads)
@@ -83,6 +85,8 @@ def table(results: dict[str, dict[str, Measured]]) -> Table:
     for name, row in results.items():
         base = row["unpatched"]
         cells = ["fails" if base.failure else f"{base.seconds * 1e3:.3f} ms"]
+        if (tokens := rows.generated(name)) and not base.failure:
+            cells[0] += f", {tokens / base.seconds:.1f} tokens/s"
         cells += [cell(row.get(condition)) for condition in COLUMNS[1:]]
         alive = {condition: m for condition, m in row.items() if not m.failure and condition != "off"}
         cells.append(" ".join(f"{condition} {m.operations}" for condition, m in alive.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 import time
@@ -36,19 +37,23 @@ class Layers(nn.Module):
 
 
 def layers(widths: list[int]) -> Iterator[Row]:
-    """One call of each layer, without gradients."""
+    """One call of each layer, without gradients; the floor's adapters and input are in bf16."""
     for width in widths:
         torch.manual_seed(0)
         config = LoraConfig(r=16, target_modules=["proj"], init_lora_weights=False)
         model = get_peft_model(Layers(width), config).eval().base_model.model
+        agreeing = get_peft_model(Layers(width), config, autocast_adapter_dtype=False).eval().base_model.model
+        agreeing.to(torch.bfloat16)
         unmarked = nn.Linear(width, width, bias=False, dtype=torch.bfloat16, device=DEVICE)
         for tokens in (1, 512):
-            for name, dtype in DTYPES.items():
+            for given, dtype in DTYPES.items():
                 x = torch.randn(1, tokens, width, device=DEVICE, dtype=dtype)
-                about = f"{width} wide, {tokens} tokens, {name}"
-                for kind, layer in (("lora", model.proj), ("4-bit", model.plain), ("lm_head", model.lm_head)):
-                    yield f"{kind}, {about}", same(without_gradients(layer, x), LAYER_CONDITIONS)
-                if name == "bf16":
+                about = f"{width} wide, {tokens} tokens, {given}"
+                for kind, name in (("lora", "proj"), ("4-bit", "plain"), ("lm_head", "lm_head")):
+                    runs = same(without_gradients(getattr(model, name), x), LAYER_CONDITIONS)
+                    runs["floor"] = without_gradients(getattr(agreeing, name), x.bfloat16())
+                    yield f"{kind}, {about}", runs
+                if given == "bf16":
                     runs = same(without_gradients(unmarked, x), ("unpatched", "off", "shim"))
                     yield f"unmarked linear, {about}", runs
 
@@ -90,6 +95,12 @@ def generation(shape: Shape, tokens: int, batches: list[int], contexts: list[int
                 runs = same(run, tuple(CONDITIONS))
                 runs["floor"] = functools.partial(generate, llama(shape, "agreeing").eval(), ids, tokens)
                 yield f"generate {tokens} tokens, {recipe}, batch {batch}, context {context}", runs
+
+
+def generated(row: str) -> int:
+    """How many tokens a call of a row of :func:`generation` makes, by its name; 0 for other rows."""
+    found = re.match(r"generate (\d+) tokens, .*batch (\d+)", row)
+    return int(found[1]) * int(found[2]) if found else 0
 
 
 def training(shape: Shape, tokens: int) -> Iterator[Row]:
