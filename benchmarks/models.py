@@ -77,11 +77,17 @@ def llama(shape: Shape, recipe: str) -> Any:
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.bfloat16)
     if recipe == "qlora":
-        for name, module in model.named_modules():
-            if isinstance(module, LoraLayer):
-                module.to(torch.bfloat16)
-            if "norm" in name:
-                module.to(torch.float32)
-            if ("lm_head" in name or "embed_tokens" in name) and hasattr(module, "weight"):
-                module.to(torch.bfloat16)
+        qlora_script(model)
     return model
+
+
+def qlora_script(model: torch.nn.Module) -> None:
+    """The cast loop of artidoro/qlora's ``qlora.py``, with ``--bf16``."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            module.to(torch.bfloat16)
+        if "norm" in name:
+            module.to(torch.float32)
+        if ("lm_head" in name or "embed_tokens" in name) and hasattr(module, "weight"):
+            if module.weight.dtype == torch.float32:
+                module.to(torch.bfloat16)

@@ -9,8 +9,9 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from peft.tuners.lora import LoraLayer
 from transformers import BitsAndBytesConfig
+
+from benchmarks.models import qlora_script
 
 from .architectures import Architecture
 from .toys import EXCLUDED, UNQUANTIZED
@@ -92,18 +93,6 @@ def dequantized(model: Any) -> Any:
 def head_and_embedding(model: Any) -> list[str]:
     wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
     return [name for name, module in model.named_modules() if any(module is one for one in wanted)]
-
-
-def qlora_script(model: torch.nn.Module) -> None:
-    """The cast loop of artidoro/qlora's ``qlora.py``, with ``--bf16``."""
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            module.to(torch.bfloat16)
-        if "norm" in name:
-            module.to(torch.float32)
-        if ("lm_head" in name or "embed_tokens" in name) and hasattr(module, "weight"):
-            if module.weight.dtype == torch.float32:
-                module.to(torch.bfloat16)
 
 
 def norms_in_fp32(model: torch.nn.Module) -> None:
