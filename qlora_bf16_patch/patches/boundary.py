@@ -14,7 +14,7 @@ import functools
 import inspect
 import logging
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..installation import BEFORE, Installation, beneath
@@ -111,7 +111,7 @@ def _forward_for(module: torch.nn.Module) -> Callable[[Installation, type], Call
     if weight is not None and _kind(cls):
         return _torchs_own if weight.is_floating_point() else None
     looks = any(_kbit(_base_layer(getattr(module, name, None))) for name in _looked_into(cls.forward))
-    own = looks or _masks(cls.forward) or _path(cls) in _MENDED_ALWAYS or any(True for _ in _matrices(module))
+    own = looks or _masks(cls.forward) or _path(cls) in _MENDED_ALWAYS or _matrices(module)
     return _models_own if own else None
 
 
@@ -156,17 +156,18 @@ def _base_layer(module: Any) -> Any:
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 
-def _matrices(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+def _matrices(module: torch.nn.Module) -> list[torch.Tensor]:
     """The floating parameters that the module's own code multiplies with.
 
     Vectors are scales and biases, which promote, unless products come after them in the same module (DeBERTa's biases
     of query and value).
     """
+    children: Any = module._modules
     own = list(module._parameters.values())
-    for parametrized in getattr(module, "parametrizations", {}).values():  # PEFT's ParamWrapper
-        own.append(getattr(parametrized, "original", None))
-    least = 1 if module._modules else 2
-    return (p for p in own if p is not None and p.dim() >= least and p.is_floating_point())
+    if "parametrizations" in children:  # PEFT's ParamWrapper
+        own += [getattr(parametrized, "original", None) for parametrized in children["parametrizations"].values()]
+    least = 1 if children else 2
+    return [p for p in own if p is not None and p.dim() >= least and p.is_floating_point()]
 
 
 def _tell(installation: Installation, self: Any, given: torch.dtype, weight: torch.dtype) -> None:
@@ -241,14 +242,15 @@ def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not installation.on:
             return beneath(self, *args, **kwargs)
-        storage = always or any(_kbit(_base_layer(getattr(self, name, None))) for name in looked_into)
-        own = [parameter.dtype for parameter in _matrices(self)]
-        given = list(floating((*args, *kwargs.values())))
-        if not storage and len({*own, *(tensor.dtype for tensor in given)}) < 2:
+        storage = always or (
+            bool(looked_into) and any(_kbit(_base_layer(getattr(self, name, None))) for name in looked_into)
+        )
+        own, given = _matrices(self), list(floating((*args, *kwargs.values())))
+        if not storage and len({tensor.dtype for tensor in own + given}) < 2:
             return beneath(self, *args, **kwargs)
 
         def mended(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            fitted = Fitted(own[0] if own else None, functools.partial(_tell, installation, self), storage)
+            fitted = Fitted(own[0].dtype if own else None, functools.partial(_tell, installation, self), storage)
             with fitted, uncast(self, given):
                 return run(*args, **kwargs)
 
