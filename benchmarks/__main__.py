@@ -40,7 +40,7 @@ def main() -> None:
         task = bar.add_task("", total=None)
         for name, runs in planned(options):
             bar.update(task, description=name)
-            results[name] = measure(runs, options.rounds, options.seconds)
+            results[name] = measure(runs, options.rounds, options.seconds, options.limit)
     imported = rows.imports(options.rounds) if "import" in options.only else {}
     console = Console(width=200)
     console.print(table(results))
@@ -66,7 +66,6 @@ def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
     shape = LLAMA_3_8B if big else SMALL
     kinds = {
         "layer": rows.layers([64, 512] if options.quick else [64, 512, 2048, 4096]),
-        "other": rows.others(),
         "generate": rows.generation(shape, 16 if big else 4, [1, 16] if big else [1], [128, 2048] if big else [16]),
         "training": rows.training(shape, 2048 if big else 16),
     }
@@ -114,11 +113,12 @@ def machine() -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    kinds = ["layer", "other", "generate", "training", "import"]
+    kinds = ["layer", "generate", "training", "import"]
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--quick", action="store_true", help="small layers and models alone")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of which a ratio is the median")
-    parser.add_argument("--seconds", type=float, default=0.2, help="of one condition in one round")
+    parser.add_argument("--seconds", type=float, default=0.1, help="of one condition in one round")
+    parser.add_argument("--limit", type=float, default=20, help="seconds for a slow row, which gets fewer rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / f"{kind}.json")

@@ -60,20 +60,23 @@ class Measured:
     failure: str = ""
 
 
-def measure(runs: dict[str, Run], rounds: int, seconds: float) -> dict[str, Measured]:
+def measure(runs: dict[str, Run], rounds: int, seconds: float, limit: float) -> dict[str, Measured]:
     """Measure every condition side by side.
 
     Args:
         runs: what to call under each of ``CONDITIONS``; one named otherwise ("floor") runs unpatched.
         rounds: every round runs each condition once, in an order that rotates; a ratio is one of the same round.
         seconds: about how long one condition of one round takes.
+        limit: seconds for the whole row; where a call is slow, there are fewer rounds, but five.
     """
     results: dict[str, Measured] = {}
     for name, run in runs.items():
         with CONDITIONS.get(name, unpatched)():
             results[name] = _counted(run)
     alive = [name for name in runs if not results[name].failure]
-    calls = max(1, int(seconds / max(_timed(runs[name], CONDITIONS.get(name, unpatched), 1) for name in alive)))
+    once = {name: _timed(runs[name], CONDITIONS.get(name, unpatched), 1) for name in alive}
+    calls = max(1, int(seconds / max(once.values())))
+    rounds = max(5, min(rounds, int(limit / sum(once.values()) / (calls + 1))))
     times: dict[str, list[float]] = {name: [] for name in alive}
     for turn in range(rounds):
         shift = turn % len(alive)

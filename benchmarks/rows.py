@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
-from peft import IA3Config, LoraConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import nn
 
 from .measure import CONDITIONS, Run
@@ -25,64 +26,53 @@ Row = tuple[str, dict[str, Run]]
 
 
 class Layers(nn.Module):
-    """A 4-bit layer for LoRA, one without, and a bf16 head, of one width."""
+    """A 4- or 8-bit layer for an adapter, one without, and a bf16 head, of one width."""
 
-    is_loaded_in_4bit = True
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        make = functools.partial(Linear4bit, width, width, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
-        self.proj, self.plain = make().to(DEVICE), make().to(DEVICE)
-        self.lm_head = nn.Linear(width, width, bias=False, dtype=torch.bfloat16, device=DEVICE)
-
-
-def layers(widths: list[int]) -> Iterator[Row]:
-    """One call of each layer, without gradients; the floor's adapters and input are in bf16."""
-    for width in widths:
-        torch.manual_seed(0)
-        config = LoraConfig(r=16, target_modules=["proj"], init_lora_weights=False)
-        model = get_peft_model(Layers(width), config).eval().base_model.model
-        agreeing = get_peft_model(Layers(width), config, autocast_adapter_dtype=False).eval().base_model.model
-        agreeing.to(torch.bfloat16)
-        unmarked = nn.Linear(width, width, bias=False, dtype=torch.bfloat16, device=DEVICE)
-        for tokens in (1, 512):
-            for given, dtype in DTYPES.items():
-                x = torch.randn(1, tokens, width, device=DEVICE, dtype=dtype)
-                about = f"{width} wide, {tokens} tokens, {given}"
-                for kind, name in (("lora", "proj"), ("4-bit", "plain"), ("lm_head", "lm_head")):
-                    runs = same(without_gradients(getattr(model, name), x), LAYER_CONDITIONS)
-                    runs["floor"] = without_gradients(getattr(agreeing, name), x.bfloat16())
-                    yield f"{kind}, {about}", runs
-                if given == "bf16":
-                    runs = same(without_gradients(unmarked, x), ("unpatched", "off", "shim"))
-                    yield f"unmarked linear, {about}", runs
-
-
-def others() -> Iterator[Row]:
-    """One call of a layer of another method, and of an 8-bit one, at batch 1; the methods run in autocast's region."""
-    vera = VeraConfig(target_modules=["proj"], init_weights=False)
-    for name, bits, config in (
-        ("VeRA", 4, vera),
-        ("IA3", 4, IA3Config(target_modules=["proj"], feedforward_modules=[])),
-        ("VeRA", 8, vera),
-        ("LoRA", 8, LoraConfig(r=16, target_modules=["proj"], init_lora_weights=False)),
-    ):
-        for width in (64, 512):
-            layer = get_peft_model(Other(bits, width), config).eval().base_model.model.proj
-            x = torch.randn(1, 1, width, device=DEVICE, dtype=torch.bfloat16)
-            yield f"{name} on {bits} bits, {width} wide, bf16", same(without_gradients(layer, x), LAYER_CONDITIONS)
-
-
-class Other(nn.Module):
-    """A 4- or 8-bit layer."""
-
-    def __init__(self, bits: int, width: int) -> None:
+    def __init__(self, width: int, bits: int = 4) -> None:
         super().__init__()
         self.is_loaded_in_4bit, self.is_loaded_in_8bit = bits == 4, bits == 8
         if bits == 4:
-            self.proj = Linear4bit(width, width, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to(DEVICE)
+            make: Any = functools.partial(Linear4bit, compute_dtype=torch.bfloat16, quant_type="nf4")
         else:
-            self.proj = Linear8bitLt(width, width, bias=False, has_fp16_weights=False).to(DEVICE)
+            make = functools.partial(Linear8bitLt, has_fp16_weights=False)
+        self.proj, self.plain = (make(width, width, bias=False).to(DEVICE) for _ in range(2))
+        self.lm_head = nn.Linear(width, width, bias=False, dtype=torch.bfloat16, device=DEVICE)
+
+
+LORA = LoraConfig(r=16, target_modules=["proj"], init_lora_weights=False)
+ADAPTERS: dict[str, tuple[int, PeftConfig]] = {
+    "LoRA on 4 bits": (4, LORA),
+    "LoRA on 8 bits": (8, LORA),
+    "VeRA on 4 bits": (4, VeraConfig(target_modules=["proj"], init_weights=False)),
+    "IA3 on 4 bits": (4, IA3Config(target_modules=["proj"], feedforward_modules=[])),
+}
+
+
+def layers(widths: list[int]) -> Iterator[Row]:
+    """One call of each layer, without gradients. The floor is the layer whose adapter and input are in bf16."""
+    for width, tokens, given in itertools.product(widths, (1, 512), DTYPES):
+        torch.manual_seed(0)
+        x = torch.randn(1, tokens, width, device=DEVICE, dtype=DTYPES[given])
+        about = f"{width} wide, {tokens} tokens, {given}"
+        for name, (bits, config) in ADAPTERS.items():
+            model = get_peft_model(Layers(width, bits), config).eval().base_model.model
+            agreeing = get_peft_model(Layers(width, bits), config, autocast_adapter_dtype=False).eval()
+            agreeing = agreeing.base_model.model.to(torch.bfloat16)
+            yield f"{name}, {about}", with_floor(model.proj, agreeing.proj, x)
+            if config is LORA:
+                yield f"{bits}-bit layer, {about}", with_floor(model.plain, agreeing.plain, x)
+            if name == "LoRA on 4 bits":
+                yield f"lm_head, {about}", with_floor(model.lm_head, agreeing.lm_head, x)
+        heads = x.view(1, tokens, width // 64, 64).transpose(1, 2)
+        attention = functools.partial(nn.functional.scaled_dot_product_attention, heads, heads)
+        yield f"attention, {about}", same(without_gradients(attention, heads), LAYER_CONDITIONS)
+        unmarked = nn.Linear(width, width, bias=False, dtype=DTYPES[given], device=DEVICE)
+        yield f"unmarked linear, {about}", same(without_gradients(unmarked, x), ("unpatched", "off", "shim"))
+
+
+def with_floor(layer: nn.Module, agreeing: nn.Module, x: torch.Tensor) -> dict[str, Run]:
+    floor = without_gradients(agreeing, x.bfloat16())
+    return {**same(without_gradients(layer, x), LAYER_CONDITIONS), "floor": floor}
 
 
 def generation(shape: Shape, tokens: int, batches: list[int], contexts: list[int]) -> Iterator[Row]:

@@ -40,7 +40,7 @@ def test_lora_takes_fewer_operations_than_unpatched_and_than_autocast(dtype):
     [
         linear4bit(bias=False),
         linear4bit(bias=torch.bfloat16),
-        rows.Other(8, 64).proj,
+        rows.Layers(64, 8).plain,
         torch.nn.Linear(64, 64, dtype=torch.bfloat16),
     ],
     ids=["4 bits", "4 bits with a bias", "8 bits", "unmarked"],
