@@ -13,6 +13,9 @@ MODES = ("generate", "train")
 # How far apart logits are that differ by rounding alone, as a share of the largest: bf16 keeps 8 bits, and the
 # roundings of a toy's few layers add up.
 ROUNDING = 0.03
+# Their backward runs layers again outside autocast (modeling_reformer.py, _ReversibleFunction): with the patches those
+# compute what they computed in the forward, without them something else, so the gradients differ.
+RUN_AGAIN = ("ReformerForSequenceClassification", "ReformerModelWithLMHead")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def regressions(runs: Iterable[Run]) -> Iterator[tuple[Run, str]]:
             yield patched, f"ran unpatched: {patched.message}"
         elif (patched.apart or 0) > max(ROUNDING, 2 * ((unpatched and unpatched.apart) or 0)):  # it rounds too
             yield patched, f"logits are {patched.apart} apart from those under autocast"
-        elif patched.same is False and (patched.agreeing or patched.autocast):
+        elif patched.same is False and (patched.agreeing or patched.autocast) and patched.architecture not in RUN_AGAIN:
             why = "all dtypes agree" if patched.agreeing else "it runs under autocast"
             yield patched, f"{why}, but the bits are not the unpatched ones"
 
