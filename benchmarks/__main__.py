@@ -79,7 +79,7 @@ def table(results: dict[str, dict[str, Measured]]) -> Table:
     result.add_column("unpatched", justify="right")
     for name in COLUMNS[1:]:
         result.add_column(name, justify="right")
-    result.add_column("operations", justify="right")
+    result.add_column("operations/kernels" if torch.cuda.is_available() else "operations", justify="right")
     result.add_column("peak MiB", justify="right")
     for name, row in results.items():
         base = row["unpatched"]
@@ -88,7 +88,10 @@ def table(results: dict[str, dict[str, Measured]]) -> Table:
             cells[0] += f", {tokens / base.seconds:.1f} tokens/s"
         cells += [cell(row.get(condition)) for condition in COLUMNS[1:]]
         alive = {condition: m for condition, m in row.items() if not m.failure and condition != "off"}
-        cells.append(" ".join(f"{condition} {m.operations}" for condition, m in alive.items()))
+        launches = any(m.kernels for m in alive.values())
+        cells.append(
+            " ".join(f"{condition} {m.operations}{f'/{m.kernels}' * launches}" for condition, m in alive.items())
+        )
         cells.append(" ".join(f"{m.peak_bytes / 2**20:.1f}" for m in alive.values()))
         result.add_row(name, *cells)
     return result

@@ -49,13 +49,14 @@ CONDITIONS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 class Measured:
     """One condition of a row: seconds a call, its ratio to unpatched (median and quartiles), operations, peak bytes.
 
-    ``failure`` is what was raised instead.
+    ``kernels`` are launches on a GPU, ``failure`` is what was raised instead.
     """
 
     seconds: float = 0.0
     ratio: float | None = None
     quartiles: tuple[float, float] | None = None
     operations: int = 0
+    kernels: int = 0
     peak_bytes: int = 0
     failure: str = ""
 
@@ -100,13 +101,23 @@ def _counted(run: Run) -> Measured:
         return Measured(failure=str(error).splitlines()[0])
     with Counter() as counter:
         run()
-    peak = counter.peak
+    peak, kernels = counter.peak, 0
     if torch.cuda.is_available():
+        kernels = _kernels(run)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         peak = torch.cuda.max_memory_allocated() - before
-    return Measured(operations=counter.operations, peak_bytes=peak)
+    return Measured(operations=counter.operations, kernels=kernels, peak_bytes=peak)
+
+
+def _kernels(run: Run) -> int:
+    """How often one call launches a kernel, copies of memory included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        _synchronize()
+    averages = profile.key_averages()
+    return sum(event.count for event in averages if event.device_type == torch.autograd.DeviceType.CUDA)
 
 
 def _timed(run: Run, condition: Callable[[], contextlib.AbstractContextManager[Any]], calls: int) -> float:

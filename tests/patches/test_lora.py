@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 
 import qlora_bf16_patch
@@ -180,10 +181,9 @@ def fallbacks():
     return {
         "a hook on A": lambda layer: layer.lora_A[A].register_forward_hook(lambda *_: None),
         "a pre-hook on B": lambda layer: layer.lora_B[A].register_forward_pre_hook(lambda *_: None),
-        "a subclassed adapter": lambda layer: setattr(
-            layer.lora_A[A], "__class__", type("Sub", (torch.nn.Linear,), {})
-        ),
+        "a subclassed adapter": lambda layer: setattr(layer.lora_A[A], "__class__", Subclassed),
         "accelerate's hook": lambda layer: add_hook_to_module(layer.lora_A[A], ModelHook()),
+        "an offloaded adapter": lambda layer: cpu_offload(layer.lora_A[A], execution_device=torch.device("cpu")),
         "dropout in training": lambda layer: layer.train().lora_dropout.update({A: torch.nn.Dropout(0.0).train()}),
         "switched off casts": lambda layer: setattr(layer, "cast_input_dtype_enabled", False),
         "switched off adapters": lambda layer: layer.enable_adapters(False),
