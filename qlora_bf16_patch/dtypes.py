@@ -28,6 +28,11 @@ def stand_in(module: _Module, **attributes: Any) -> _Module:
     return other
 
 
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is on for a device's type; ``torch.is_autocast_enabled`` raises for one that has none."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def refuse_integers(layer: torch.nn.Module, x: torch.Tensor) -> None:
     """A k-bit layer computes garbage from integers, silently on some paths.
 
@@ -59,9 +64,12 @@ def bias_of(layer: Any, dtype: torch.dtype) -> dict[str, Any]:
     Every release of bitsandbytes up to 0.50.2 writes ``bias.data = bias.data.to(x.dtype)`` in its forwards, which
     rounds a trained bias for good. Here upstream's forward finds one that fits, and has nothing to write.
     """
-    if layer.bias is None or layer.bias.dtype == dtype:
+    bias = layer.bias
+    if bias is None or bias.dtype == dtype:
         return {}
-    return {"_parameters": {**layer._parameters, "bias": layer.bias.to(dtype)}}
+    if "bias" in layer.__dict__:  # a plain attribute: FSDP's view into its flat parameter, a pruned one
+        return {"bias": bias.to(dtype)}
+    return {"_parameters": {**layer._parameters, "bias": bias.to(dtype)}}
 
 
 def floating(values: Iterable[Any]) -> Iterator[torch.Tensor]:
@@ -87,7 +95,7 @@ def mixed_is_allowed(kind: str, x: torch.Tensor, weight: torch.dtype) -> bool:
         weight: dtype of the weights.
     """
     device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
+    autocast = autocast_is_on(device)
     if kind == "product":
         return autocast
     if kind == "norm" and device != "cpu":

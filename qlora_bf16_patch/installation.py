@@ -124,6 +124,8 @@ class Installation:
             self._taken_out.add(instance)
             if BEFORE in vars(instance):
                 setattr(instance, attribute, vars(instance).pop(BEFORE))
+            elif attribute != "forward":  # whoever moved it calls it
+                setattr(instance, attribute, types.MethodType(type(instance).forward, instance))
             else:
                 delattr(instance, attribute)
         kept = []

@@ -131,14 +131,14 @@ class Registry:
     @contextlib.contextmanager
     def enabled(self, *names: str, force: bool = False) -> Iterator[None]:
         """Patches on inside the block, for the whole process; as before after it. Blocks may overlap."""
-        with self._layer():
+        with self._layer(names):
             self.enable(*names, force=force)
             yield
 
     @contextlib.contextmanager
     def disabled(self, *names: str, force: bool = False) -> Iterator[None]:
         """Patches off inside the block, for the whole process; as before after it. Blocks may overlap."""
-        with self._layer():
+        with self._layer(names):
             self.disable(*names, force=force)
             yield
 
@@ -147,7 +147,7 @@ class Registry:
         with self._lock:
             entries = list(self._entries.values())[::-1]
             for entry in entries:
-                entry.decision = (False, "call (uninstall)")
+                entry.layers = dict.fromkeys(entry.layers, (False, "call (uninstall)"))  # also those of open blocks
             while any([entry.installation.restore() for entry in entries]):
                 pass  # a wrapper of ours that stood beneath another one of ours is free now
 
@@ -188,11 +188,12 @@ class Registry:
         return list(found)
 
     @contextlib.contextmanager
-    def _layer(self) -> Iterator[None]:
-        """Calls inside the block decide on a layer of their own, which goes at its end, whatever came over it since."""
+    def _layer(self, patterns: tuple[str, ...]) -> Iterator[None]:
+        """A block's patches are decided on a layer of its own, which goes at its end, whatever came over it since."""
         token = object()
         with self._lock:
-            for entry in self._entries.values():
+            for name in self._matching(patterns):
+                entry = self._entries[name]
                 entry.layers[token] = entry.decision
         try:
             yield

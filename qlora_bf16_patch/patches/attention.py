@@ -1,7 +1,7 @@
 """``torch.attention`` and ``transformers.attention``: query, key and value of different floating dtypes.
 
-The first stands on scaled dot-product attention; the second on whatever else a model of transformers attends with:
-eager attention's products of activations, flash attention, flex attention.
+The first stands on scaled dot-product attention; the second on eager attention, the products of activations in a
+model's own code (``attn_implementation="eager"``). Flash attention casts by itself in transformers.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _load_torch() -> Factory:
                 return original(query, key, value, attn_mask, *args, **kwargs)
             dtype = query.dtype
             agree = key.dtype == dtype and value.dtype == dtype and (attn_mask is None or attn_mask.dtype == dtype)
-            if agree or not installation.on or torch.is_autocast_enabled(query.device.type):
+            if agree or not installation.on or query.is_meta or torch.is_autocast_enabled(query.device.type):
                 return original(query, key, value, attn_mask, *args, **kwargs)  # type: ignore[no-any-return]
             if installation.strict and not taken(query, key, value, attn_mask):
                 raise _refused(TORCH.name, [query, key, value, attn_mask])
@@ -72,11 +72,12 @@ def _load_torch() -> Factory:
 
 
 def _load_transformers() -> Factory:
-    import torch
+    from ..dtypes import autocast_is_on
+    from ..modes import Fitted
 
     def attend(
         installation: Installation,
-        interface: Callable[..., Any],
+        eager: Callable[..., Any],
         module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -84,24 +85,27 @@ def _load_transformers() -> Factory:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        dtype = query.dtype
-        agree = key.dtype == dtype and value.dtype == dtype
-        if agree or not installation.on or torch.is_autocast_enabled(query.device.type):
-            return interface(module, query, key, value, *args, **kwargs)
-        if installation.strict:
-            mask = args[0] if args else kwargs.get("attention_mask")
-            raise _refused(TRANSFORMERS.name, [query, key, value, mask])
-        common = _common(query, key, value)
-        output, *weights = interface(module, query.to(common), key.to(common), value.to(common), *args, **kwargs)
-        return (output.to(dtype), *weights)
+        agree = key.dtype == query.dtype and value.dtype == query.dtype
+        if agree or not installation.on or autocast_is_on(query.device.type):
+            return eager(module, query, key, value, *args, **kwargs)
+
+        casts = []
+
+        def cast(given: torch.dtype, to: torch.dtype) -> None:
+            casts.append(to)
+            if installation.strict:
+                mask = args[0] if args else kwargs.get("attention_mask")
+                raise _refused(TRANSFORMERS.name, [query, key, value, mask])
+
+        with Fitted(None, cast):  # where torch refuses: some models cast on purpose before they multiply
+            output, *weights = eager(module, query, key, value, *args, **kwargs)
+        return (output.to(query.dtype) if casts else output, *weights)
 
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
         def get_interface(self: Any, attn_implementation: Any, default: Any) -> Any:
             interface = original(self, attn_implementation, default)
-            if attn_implementation == "sdpa" or not installation.on:
-                return interface
-            return functools.partial(attend, installation, interface)
+            return functools.partial(attend, installation, interface) if attn_implementation == "eager" else interface
 
         return get_interface
 
@@ -123,7 +127,7 @@ TRANSFORMERS = Patch(
     module="transformers.modeling_utils",
     attribute="AttentionInterface.get_interface",
     load=_load_transformers,
-    summary="eager, flash and flex attention take query, key and value of different floating dtypes",
+    summary="eager attention takes query, key and value of different floating dtypes",
     distribution="transformers",
     requires=">=5.1",  # before it, a model looked its function up in a dictionary
 )

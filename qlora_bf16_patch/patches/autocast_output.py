@@ -22,11 +22,13 @@ def _load() -> Factory:
 
     import torch
 
+    from ..dtypes import autocast_is_on
+
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
         def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             result: torch.Tensor = original(self, x, *args, **kwargs)
-            if installation.on and torch.is_autocast_enabled(x.device.type):
+            if installation.on and autocast_is_on(x.device.type):
                 return result.to(torch.get_autocast_dtype(x.device.type))
             return result
 

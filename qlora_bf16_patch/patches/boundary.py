@@ -107,12 +107,18 @@ def _forward_for(module: torch.nn.Module) -> Callable[[Installation, type], Call
         return None
     if cls.forward is nn.Embedding.forward:
         return _token_ids
-    weight = module._parameters.get("weight")
+    weight = _weight(module)
     if weight is not None and _kind(cls):
         return _torchs_own if weight.is_floating_point() else None
     looks = any(_kbit(_base_layer(getattr(module, name, None))) for name in _looked_into(cls.forward))
     own = looks or _masks(cls.forward) or _path(cls) in _MENDED_ALWAYS or _matrices(module)
     return _models_own if own else None
+
+
+def _weight(module: Any) -> torch.Tensor | None:
+    """Also where it is no parameter: FSDP's view into its flat one, a pruned or a parametrized weight."""
+    own = module._parameters
+    return own["weight"] if "weight" in own else getattr(module, "weight", None)
 
 
 @functools.cache
@@ -193,18 +199,19 @@ def _torchs_own(installation: Installation, cls: Any) -> Callable[..., Any]:
     from ..dtypes import mixed_is_allowed
 
     kind, upstream = _kind(cls) or "product", cls.forward
-    linear = nn.functional.linear if upstream is nn.Linear.forward else None
+    linear = upstream is nn.Linear.forward
 
     @functools.wraps(upstream)
     def forward(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        own = self.__dict__
-        weight = own["_parameters"].get("weight")
+        own, weight = self.__dict__, _weight(self)
         if not isinstance(input, torch.Tensor) or weight is None:
             return beneath(self, input, *args, **kwargs)
         if input.dtype is weight.dtype:
-            if linear is not None and cls.forward is upstream and BEFORE not in own and not args and not kwargs:
+            parameters = own["_parameters"]
+            plain = "bias" in parameters and BEFORE not in own and not args and not kwargs
+            if linear and plain and type(self).forward is upstream:
                 # nn.Linear.forward's one line. It spares two nn.Module.__getattr__, which pays for this wrapper.
-                return linear(input, weight, own["_parameters"]["bias"])
+                return nn.functional.linear(input, weight, parameters["bias"])
             return beneath(self, input, *args, **kwargs)
         if (
             not installation.on

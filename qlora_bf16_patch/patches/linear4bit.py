@@ -62,7 +62,8 @@ def _load() -> Factory:
         @functools.wraps(original)
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
             if installation.on:
-                given, dtype, bias = x.dtype, self.compute_dtype, self._parameters["bias"]
+                given, dtype, own = x.dtype, self.compute_dtype, self._parameters
+                bias = own["bias"] if "bias" in own else self.bias  # a plain attribute under FSDP
                 # Upstream's own casts do where there is no bias to write to, and no other dtype to tell of.
                 fits = (given is dtype and (bias is None or bias.dtype is dtype)) or (
                     bias is None and dtype in HALF and x.is_floating_point()

@@ -17,7 +17,7 @@ def _load() -> Factory:
 
     import torch
 
-    from ..dtypes import bias_of, refuse_integers, stand_in
+    from ..dtypes import autocast_is_on, bias_of, refuse_integers, stand_in
 
     def overflows(layer: Any, x: torch.Tensor) -> bool:
         """Whether autocast would overflow the product of integers.
@@ -26,7 +26,7 @@ def _load() -> Factory:
         turns that into a half precision: float16 overflows, and what comes out is garbage (backends/default/ops.py,
         _int8_linear_matmul_impl, 0.50.2). The layer's training has another path, which is meant to be autocast.
         """
-        return not layer.training and not x.is_cuda and torch.is_autocast_enabled(x.device.type)
+        return not layer.training and not x.is_cuda and autocast_is_on(x.device.type)
 
     def factory(original: Any, installation: Installation) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -34,7 +34,8 @@ def _load() -> Factory:
             if not installation.on:
                 return original(self, x)  # type: ignore[no-any-return]
             refuse_integers(self, x)
-            layer, bias = self, self._parameters["bias"]
+            layer, own = self, self._parameters
+            bias = own["bias"] if "bias" in own else self.bias  # a plain attribute under FSDP
             if bias is not None and bias.dtype is not x.dtype:
                 layer = stand_in(self, **bias_of(self, x.dtype))
             if overflows(self, x):

@@ -23,10 +23,10 @@ def _load() -> Factory:
     from torch import nn
     from torch.nn.modules import module as torch_module
 
-    from ..dtypes import HALF, compute_dtype, refuse_integers, stand_in
+    from ..dtypes import HALF, autocast_is_on, compute_dtype, refuse_integers, stand_in
     from ..modes import region
 
-    linear, kbit = nn.functional.linear, (Linear4bit, Linear8bitLt)
+    kbit = (Linear4bit, Linear8bitLt)
     has_global_hooks: Any = torch_module._has_any_global_hook
 
     # The hot path reads `__dict__` and `_modules`: nn.Module.__getattr__ costs as much as a small operation.
@@ -87,6 +87,7 @@ def _load() -> Factory:
         own = base.__dict__
         hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own or type(base) not in kbit
         result: torch.Tensor = base(x if hooked else cast).to(x.dtype)
+        linear = nn.functional.linear  # looked up here, since profilers put their own in its place
         rows = cast.flatten(0, -2)  # once, where `linear` would do it for each matrix
         for a, a_bias, b, b_bias, scaling in adapters:
             low = linear(rows, a.to(dtype), None if a_bias is None else a_bias.to(dtype))
@@ -111,7 +112,7 @@ def _load() -> Factory:
             if not installation.on:
                 return original(self, x, *args, **kwargs)  # type: ignore[no-any-return]
             refuse_integers(self, x)
-            dtype, autocast = compute_dtype(self, x), torch.is_autocast_enabled(x.device.type)
+            dtype, autocast = compute_dtype(self, x), autocast_is_on(x.device.type)
             adapters = None if autocast or args or kwargs else plain_adapters(self, x)
             if adapters is not None:
                 return added_up(self, x, dtype, adapters)

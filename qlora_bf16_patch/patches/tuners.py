@@ -45,7 +45,7 @@ def mark(model: torch.nn.Module, installation: Installation) -> None:
 def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
     import torch
 
-    from ..dtypes import HALF, compute_dtype, refuse_integers
+    from ..dtypes import HALF, autocast_is_on, compute_dtype, refuse_integers
     from ..modes import Fitted, region
 
     nothing = contextlib.nullcontext()
@@ -60,14 +60,14 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
                         return True
         return False
 
-    def mended(layer: Any, dtype: torch.dtype, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
+    def mended(layer: Any, dtype: torch.dtype, in_force: torch.dtype, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
         """What the region leaves alone, and torch refuses, is mended."""
         within: contextlib.AbstractContextManager[Any] = nothing
         if own_backward:
             within = torch.autocast(x.device.type, enabled=False)
         elif dtype in HALF:
             within = region(x.device.type, dtype)
-        left = mixes(layer, dtype) or (dtype not in HALF and x.dtype != dtype)
+        left = mixes(layer, in_force) or (dtype not in HALF and x.dtype != dtype)
         with within, Fitted(dtype, lambda *_: None) if left else nothing:
             return beneath(layer, x, *args, **kwargs)
 
@@ -78,11 +78,12 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
         if not installation.on:
             return beneath(self, x, *args, **kwargs)
         refuse_integers(self, x)
-        dtype = compute_dtype(self, x)
-        if dtype not in HALF or own_backward or mixes(self, dtype):
-            result = mended(self, dtype, x, args, kwargs)
+        dtype, device = compute_dtype(self, x), x.device.type
+        in_force = torch.get_autocast_dtype(device) if autocast_is_on(device) else dtype
+        if dtype not in HALF or own_backward or mixes(self, in_force):
+            result = mended(self, dtype, in_force, x, args, kwargs)
         else:
-            with region(x.device.type, dtype):
+            with region(device, dtype):
                 result = beneath(self, x, *args, **kwargs)
         return result if result.dtype is x.dtype else result.to(x.dtype)
 

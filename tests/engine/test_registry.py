@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from qlora_bf16_patch.installation import Installation, beneath
+from qlora_bf16_patch.registry import Patch
 from qlora_bf16_patch.toggles import UnknownPatchError
 
 from .conftest import make_registry, says_patched
@@ -177,6 +178,28 @@ def test_blocks_that_overlap_leave_what_was_before_them(library):
     assert row(registry).decided_by == "default"
 
 
+def test_blocks_over_other_patches_do_not_hold_each_other(library):
+    registry = make_registry()
+    registry.register(Patch("fake.other", "", "", lambda: None, "", ""))
+    first, second = registry.disabled("fake.layer"), registry.enabled("fake.other")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert library.Layer().forward() == "patched"
+    second.__exit__(None, None, None)
+
+
+def test_an_uninstall_inside_a_block_outlives_it(library):
+    original = vars(library.Layer)["forward"]
+    registry = make_registry()
+    with registry.enabled():
+        registry.uninstall()
+    assert vars(library.Layer)["forward"] is original
+    assert row(registry).state == "off"
+    registry.enable()
+    assert library.Layer().forward() == "patched"
+
+
 def test_a_call_inside_a_block_counts_until_its_end(library):
     registry = make_registry(default=False)
     with registry.disabled():
@@ -216,10 +239,10 @@ def test_a_bound_method_that_was_moved_is_found_and_a_deep_copy_is_bound_once():
     installation.bind(copied, forward)
     assert (thing.forward(), copied.forward()) == ("hooked patched original", "patched original")
     installation.restore()
-    assert "_old_forward" not in vars(thing)
+    assert (thing.forward(), copied.forward()) == ("hooked original", "original")
     assert "forward" not in vars(copied)
     installation.rewrap()
-    assert copied.forward() == "patched original"
+    assert (thing.forward(), copied.forward()) == ("hooked patched original", "patched original")
 
 
 def test_an_unknown_name_changes_nothing_and_suggests(library):

@@ -53,6 +53,14 @@ def lora_layer(*args, **options):
     return lora_model(*args, **options).base_model.model.proj
 
 
+def flattened(module, name):
+    """The module with a parameter as a plain attribute, as FSDP leaves its view into a flat parameter."""
+    value = getattr(module, name).data
+    del module._parameters[name]
+    setattr(module, name, value)
+    return module
+
+
 def autocast(dtype):
     """What a training step in ``dtype`` runs in; autocast knows half precisions alone."""
     return torch.autocast("cpu", dtype=dtype) if dtype in HALF else contextlib.nullcontext()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
+from transformers.models.gpt2 import modeling_gpt2  # casts to the value's dtype before it multiplies
+from transformers.models.qwen3 import modeling_qwen3
 
 import qlora_bf16_patch
 
@@ -66,28 +67,29 @@ def test_compiled_attention_equals_eager_and_a_toggle_is_honoured():
         compiled(q, k)
 
 
-def eager(q, k, v):
+def eager(q, k, v, model=modeling_qwen3):
     """As a model of transformers attends with ``attn_implementation="eager"``; (batch, heads, tokens, width)."""
     module = nn.Module().eval()
     module.num_key_value_groups = 1
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface("eager", eager_attention_forward)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface("eager", model.eager_attention_forward)
     output, _weights = attend(module, q, k, v, None, scaling=1.0)
     return output.transpose(1, 2)
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["outside autocast", "autocast"])
 @pytest.mark.parametrize("dtypes", list(itertools.product(FLOATING, repeat=3)), ids=str)
-def test_eager_attention_takes_other_dtypes_exactly_where_torch_raises(dtypes, autocast):
+@pytest.mark.parametrize("model", [modeling_qwen3, modeling_gpt2], ids=["qwen3", "gpt2"])
+def test_eager_attention_takes_other_dtypes_exactly_where_torch_raises(model, dtypes, autocast):
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 4, 8).to(dtype) for dtype in dtypes)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         with qlora_bf16_patch.disabled("transformers.attention"):
             try:
-                unpatched = eager(q, k, v)
+                unpatched = eager(q, k, v, model)
             except RuntimeError as error:
                 assert "type" in str(error)
                 unpatched = None
-        patched = eager(q, k, v)
+        patched = eager(q, k, v, model)
     if unpatched is None:
         assert patched.dtype == q.dtype
         reference = nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=1.0)
@@ -122,3 +124,9 @@ class Attention(nn.Module):
 def test_fx_sees_torchs_own_attention():
     q = torch.randn(1, 2, 4, 8)
     assert torch.equal(torch.fx.symbolic_trace(Attention())(q, q), Attention()(q, q))
+
+
+def test_a_device_without_autocast_is_left_to_torch():
+    q, mask = torch.randn(1, 2, 4, 8, device="meta"), torch.ones(4, 4, dtype=torch.bool, device="meta")
+    assert nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask).is_meta
+    assert eager(q, q, q.bfloat16()).is_meta

@@ -12,12 +12,13 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import qlora_bf16_patch
 
-from .conftest import DEFAULT, FLOATING, HALF, Toy, assert_unchanged, linear4bit, lora_model, state
+from .conftest import DEFAULT, FLOATING, HALF, Toy, assert_unchanged, flattened, linear4bit, lora_model, state
 
 NAME = "peft.boundary"
 
@@ -203,6 +204,52 @@ def test_another_partys_forward_on_the_module_runs_beneath_and_comes_back():
         assert vars(toy.head)["forward"] is theirs
     finally:
         qlora_bf16_patch.enable(*DEFAULT)
+
+
+@pytest.mark.parametrize("how", ["flattened by FSDP", "pruned", "with a weight norm"])
+def test_a_head_whose_weight_is_no_parameter_is_covered(how):
+    make = {
+        "flattened by FSDP": lambda head: flattened(head, "weight"),
+        "pruned": lambda head: prune.l1_unstructured(head, "weight", 0.5),
+        "with a weight norm": nn.utils.parametrizations.weight_norm,
+    }[how]
+    before, after = Toy(), lora_model().base_model.model.head
+    make(before.head)
+    for head in (lora_model(toy=before).base_model.model.head, make(after)):
+        assert head(torch.randn(2, 64)).dtype == torch.float32
+        assert head(torch.randn(2, 64).bfloat16()).dtype == torch.bfloat16
+
+
+class Twice(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def test_a_head_that_is_given_another_class_has_that_forward():
+    head, x = lora_model().base_model.model.head, torch.randn(2, 64).bfloat16()
+    once = head(x)
+    head.__class__ = Twice
+    assert torch.equal(head(x), 2 * once)
+
+
+def test_a_profiler_in_the_place_of_torchs_linear_sees_the_head(monkeypatch):
+    head, linear, calls = lora_model().base_model.model.head, nn.functional.linear, []
+    monkeypatch.setattr(nn.functional, "linear", lambda *args: calls.append(1) or linear(*args))
+    head(torch.randn(2, 64).bfloat16())
+    assert calls == [1]
+
+
+def test_uninstalled_a_module_that_accelerate_hooked_after_the_patch_runs():
+    model, x = lora_model(), torch.randn(2, 64).bfloat16()
+    expected = model(x)
+    add_hook_to_module(model.base_model.model.head, ModelHook())
+    qlora_bf16_patch.uninstall()
+    try:
+        assert model(x).dtype == torch.bfloat16
+    finally:
+        qlora_bf16_patch.enable(*DEFAULT)
+    assert torch.equal(model(x), expected)
+    assert model.base_model.model.head(x.float()).dtype == torch.float32
 
 
 class Counting(ModelHook):

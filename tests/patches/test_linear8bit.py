@@ -6,7 +6,7 @@ import torch
 
 import qlora_bf16_patch
 
-from .conftest import FLOATING, MODES, assert_unchanged, autocast, state
+from .conftest import FLOATING, MODES, assert_unchanged, autocast, flattened, state
 
 NAME = "bitsandbytes.linear8bit"
 
@@ -81,3 +81,13 @@ def test_an_evaluation_under_autocast_does_not_overflow():
 def test_integer_activations_are_a_clear_error(dtype):
     with pytest.raises(TypeError, match=rf"Linear8bitLt was given a {dtype} tensor of shape \(2, 64\).*storage dtype"):
         linear8bit()(torch.ones(2, 64).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_a_bias_that_is_no_parameter_is_taken_and_not_written_to(dtype):
+    layer = flattened(linear8bit(), "bias")
+    bias, before = layer.bias, layer.bias.clone()
+    assert layer(torch.randn(2, 64).to(dtype)).dtype == dtype
+    assert layer.bias is bias
+    assert bias.dtype == before.dtype
+    assert torch.equal(bias, before)

@@ -232,3 +232,20 @@ def test_a_variant_falls_back_and_a_scaling_does_not(kind):
 
 def autocast_is_on():
     return torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("kind", ["plain", "dora"])
+def test_in_an_outer_region_that_is_off_a_changed_weight_counts_at_once(kind):
+    layer, x = lora_layer(lora_dropout=0.1, **KINDS[kind]).train(), torch.randn(2, 64)
+
+    def run():
+        torch.manual_seed(0)
+        return layer(x)
+
+    with torch.autocast("cpu", enabled=False):
+        before = run()
+        with torch.no_grad():
+            layer.lora_B["default"].weight *= 2
+        inside = run()
+    assert torch.equal(inside, run())
+    assert not torch.equal(inside, before)

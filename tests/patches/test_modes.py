@@ -47,6 +47,7 @@ OPERATIONS = {
     "torch.tensordot": (lambda x, w: torch.tensordot(x, w, dims=1), (2, 4), (4, 3)),
     "einsum, a product": (lambda x, w: torch.einsum("ij, jk -> ik", x, w), (2, 4), (4, 3)),
     "einsum, a list": (lambda x, w: torch.einsum("ij,jk", [x, w]), (2, 4), (4, 3)),
+    "einsum, over a size of one": (lambda x, w: torch.einsum("bi,ij->bj", x, w), (1, 1), (1, 4)),
     "einsum, elementwise": (lambda x, w: torch.einsum("ij,ij->ij", x, w), (2, 4), (2, 4)),
     "F.conv1d": (F.conv1d, (1, 2, 6), (3, 2, 3)),
     "F.conv2d": (F.conv2d, (1, 2, 6, 6), (3, 2, 3, 3)),

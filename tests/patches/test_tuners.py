@@ -231,3 +231,14 @@ def test_compiled_equals_eager_where_the_unpatched_layer_compiles(method, bits):
         pytest.skip("unpatched it does not compile without a graph break, or mismatches")
     with torch.no_grad():
         assert torch.equal(compiled(), model(x))
+
+
+@pytest.mark.parametrize("method", [PeftType.ROAD, PeftType.WAVEFT])
+def test_autocast_in_another_half_precision_than_the_adapters_and_the_layers(method):
+    layer = adapted(method, 4, torch.float16, compute_dtype=torch.float16).base_model.model.proj
+    for dtype in FLOATING:
+        x = torch.randn(2, 64).to(dtype)
+        with autocast(torch.bfloat16):
+            with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match="ScalarType"):
+                layer(x)
+            assert layer(x).dtype == dtype
