@@ -117,7 +117,8 @@ def _load() -> Factory:
             if adapters is not None:
                 return added_up(self, x, dtype, adapters)
             layer = self
-            if adapters_round(self, dtype) or not (autocast or dtype in HALF):
+            rounds = x.dtype is not torch.float64 and adapters_round(self, dtype)  # autocast leaves float64 as it is
+            if rounds or not (autocast or dtype in HALF):
                 layer = stand_in(self, cast_input_dtype_enabled=False)  # what is cast below is cast once
             with region(x.device.type, dtype):
                 return original(layer, x, *args, **kwargs).to(x.dtype)  # type: ignore[no-any-return]

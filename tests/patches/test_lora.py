@@ -249,3 +249,13 @@ def test_in_an_outer_region_that_is_off_a_changed_weight_counts_at_once(kind):
         inside = run()
     assert torch.equal(inside, run())
     assert not torch.equal(inside, before)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dora"])
+@pytest.mark.parametrize(("adapter_dtype", "compute_dtype"), [HALF, HALF[::-1]], ids=str)
+def test_float64_hidden_states_run_where_they_run_unpatched(adapter_dtype, compute_dtype, kind):
+    layer = lora_layer(adapter_dtype, compute_dtype, lora_dropout=0.1, **KINDS[kind])
+    for training in (False, True):
+        for region in (None, compute_dtype):
+            with autocast(region):
+                assert layer.train(training)(torch.randn(2, 64).double()).dtype == torch.float64
