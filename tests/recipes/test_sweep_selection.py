@@ -21,6 +21,7 @@ SELECTION = [
     "RobertaForSequenceClassification",
     "Qwen2_5_VLForConditionalGeneration",
     "WhisperForConditionalGeneration",  # convolutions
+    "Exaone4ForCausalLM",  # norms of query and key, which eager attention multiplies with values
 ]
 
 
