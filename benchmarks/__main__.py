@@ -35,18 +35,25 @@ def main() -> None:
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(options.threads)
-    results = {}
+    results: dict[str, dict[str, Measured]] = {}
     with Progress() as bar:
         task = bar.add_task("", total=None)
         for name, runs in planned(options):
             bar.update(task, description=name)
             results[name] = measure(runs, options.rounds, options.seconds, options.limit)
+            write(options, results, {})  # an interruption loses one row
     imported = rows.imports(options.rounds) if "import" in options.only else {}
+    write(options, results, imported)
     console = Console(width=200)
     console.print(table(results))
     if imported:
         ratio = imported["qlora_bf16_patch"] / imported["wrapt"]
         console.print(f"import: {ratio:.2f} times import wrapt ({imported['wrapt'] * 1e3:.1f} ms)")
+    console.print(f"written to {options.output}")
+
+
+def write(options: argparse.Namespace, results: dict[str, dict[str, Measured]], imported: dict[str, float]) -> None:
+    """The JSON file: machine, versions and date beside the rows."""
     report = {
         "machine": machine(),
         "threads": options.threads,
@@ -57,7 +64,6 @@ def main() -> None:
     }
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {options.output}")
 
 
 def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
