@@ -58,6 +58,15 @@ def compute_dtype(layer: Any, x: torch.Tensor) -> torch.dtype:
     return (layer if base is None else base).__dict__.get("compute_dtype") or x.dtype
 
 
+def held(module: Any, name: str) -> torch.Tensor | None:
+    """A module's weight or bias, also where it is no parameter: FSDP's view into its flat one, a pruned one.
+
+    ``nn.Module.__getattr__`` costs as much as a small operation, and is left out where it can be.
+    """
+    own = module._parameters
+    return own[name] if name in own else getattr(module, name, None)
+
+
 def bias_of(layer: Any, dtype: torch.dtype) -> dict[str, Any]:
     """What to change in a :func:`stand_in` for ``layer``, so that its bias is in ``dtype``; nothing where it is.
 

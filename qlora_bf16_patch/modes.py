@@ -148,9 +148,9 @@ def _contracts(equation: Any, *operands: Any) -> bool:
     """Whether an einsum is a matrix product; an elementwise one promotes, and so does a sum over a size of one."""
     inputs, arrow, output = equation.replace(" ", "").partition("->") if isinstance(equation, str) else ("", "", "")
     summed = set(inputs) - set(output) - {","}
-    if not arrow or "..." in inputs or not summed or not all(isinstance(operand, torch.Tensor) for operand in operands):
+    if not arrow or "..." in inputs or not all(isinstance(operand, torch.Tensor) for operand in operands):
         return not arrow or bool(summed)
-    sizes = zip("".join(inputs.split(",")), (size for operand in operands for size in operand.shape), strict=False)
+    sizes = zip(inputs.replace(",", ""), (size for operand in operands for size in operand.shape), strict=False)
     return any(size > 1 for letter, size in sizes if letter in summed)
 
 

@@ -102,23 +102,19 @@ def _forward_for(module: torch.nn.Module) -> Callable[[Installation, type], Call
     from peft.tuners.tuners_utils import BaseTunerLayer
     from torch import nn
 
+    from ..dtypes import held
+
     cls: Any = type(module)
     if _kbit(module) or isinstance(module, BaseTunerLayer) or cls.forward is nn.Module.forward:
         return None
     if cls.forward is nn.Embedding.forward:
         return _token_ids
-    weight = _weight(module)
+    weight = held(module, "weight")
     if weight is not None and _kind(cls):
         return _torchs_own if weight.is_floating_point() else None
     looks = any(_kbit(_base_layer(getattr(module, name, None))) for name in _looked_into(cls.forward))
     own = looks or _masks(cls.forward) or _path(cls) in _MENDED_ALWAYS or _matrices(module)
     return _models_own if own else None
-
-
-def _weight(module: Any) -> torch.Tensor | None:
-    """Also where it is no parameter: FSDP's view into its flat one, a pruned or a parametrized weight."""
-    own = module._parameters
-    return own["weight"] if "weight" in own else getattr(module, "weight", None)
 
 
 @functools.cache
@@ -196,14 +192,14 @@ def _torchs_own(installation: Installation, cls: Any) -> Callable[..., Any]:
     import torch
     from torch import nn
 
-    from ..dtypes import mixed_is_allowed
+    from ..dtypes import held, mixed_is_allowed
 
     kind, upstream = _kind(cls) or "product", cls.forward
     linear = upstream is nn.Linear.forward
 
     @functools.wraps(upstream)
     def forward(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        own, weight = self.__dict__, _weight(self)
+        own, weight = self.__dict__, held(self, "weight")
         if not isinstance(input, torch.Tensor) or weight is None:
             return beneath(self, input, *args, **kwargs)
         if input.dtype is weight.dtype:
@@ -249,9 +245,7 @@ def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not installation.on:
             return beneath(self, *args, **kwargs)
-        storage = always or (
-            bool(looked_into) and any(_kbit(_base_layer(getattr(self, name, None))) for name in looked_into)
-        )
+        storage = always or any(_kbit(_base_layer(getattr(self, name, None))) for name in looked_into)
         own, given = _matrices(self), list(floating((*args, *kwargs.values())))
         if not storage and len({tensor.dtype for tensor in own + given}) < 2:
             return beneath(self, *args, **kwargs)

@@ -19,7 +19,7 @@ def _load() -> Factory:
     import torch
     from bitsandbytes.autograd._functions import matmul_4bit
 
-    from ..dtypes import HALF, bias_of, refuse_integers, stand_in
+    from ..dtypes import HALF, bias_of, held, refuse_integers, stand_in
 
     # bitsandbytes 0.48 and 0.49 write the input's dtype to the quant state on CPU, and it goes into the state dict.
     steps = dis.get_instructions(matmul_4bit)
@@ -62,8 +62,7 @@ def _load() -> Factory:
         @functools.wraps(original)
         def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
             if installation.on:
-                given, dtype, own = x.dtype, self.compute_dtype, self._parameters
-                bias = own["bias"] if "bias" in own else self.bias  # a plain attribute under FSDP
+                given, dtype, bias = x.dtype, self.compute_dtype, held(self, "bias")
                 # Upstream's own casts do where there is no bias to write to, and no other dtype to tell of.
                 fits = (given is dtype and (bias is None or bias.dtype is dtype)) or (
                     bias is None and dtype in HALF and x.is_floating_point()

@@ -17,7 +17,7 @@ def _load() -> Factory:
 
     import torch
 
-    from ..dtypes import autocast_is_on, bias_of, refuse_integers, stand_in
+    from ..dtypes import autocast_is_on, bias_of, held, refuse_integers, stand_in
 
     def overflows(layer: Any, x: torch.Tensor) -> bool:
         """Whether autocast would overflow the product of integers.
@@ -34,8 +34,7 @@ def _load() -> Factory:
             if not installation.on:
                 return original(self, x)  # type: ignore[no-any-return]
             refuse_integers(self, x)
-            layer, own = self, self._parameters
-            bias = own["bias"] if "bias" in own else self.bias  # a plain attribute under FSDP
+            layer, bias = self, held(self, "bias")
             if bias is not None and bias.dtype is not x.dtype:
                 layer = stand_in(self, **bias_of(self, x.dtype))
             if overflows(self, x):

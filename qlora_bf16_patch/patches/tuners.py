@@ -60,17 +60,6 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
                         return True
         return False
 
-    def mended(layer: Any, dtype: torch.dtype, in_force: torch.dtype, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
-        """What the region leaves alone, and torch refuses, is mended."""
-        within: contextlib.AbstractContextManager[Any] = nothing
-        if own_backward:
-            within = torch.autocast(x.device.type, enabled=False)
-        elif dtype in HALF:
-            within = region(x.device.type, dtype)
-        left = mixes(layer, in_force) or (dtype not in HALF and x.dtype != dtype)
-        with within, Fitted(dtype, lambda *_: None) if left else nothing:
-            return beneath(layer, x, *args, **kwargs)
-
     own_backward = cls.__module__ in _OWN_BACKWARD
 
     @functools.wraps(cls.forward)
@@ -80,11 +69,15 @@ def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
         refuse_integers(self, x)
         dtype, device = compute_dtype(self, x), x.device.type
         in_force = torch.get_autocast_dtype(device) if autocast_is_on(device) else dtype
-        if dtype not in HALF or own_backward or mixes(self, in_force):
-            result = mended(self, dtype, in_force, x, args, kwargs)
-        else:
-            with region(device, dtype):
-                result = beneath(self, x, *args, **kwargs)
+        within: contextlib.AbstractContextManager[Any] = nothing
+        if own_backward:
+            within = torch.autocast(device, enabled=False)
+        elif dtype in HALF:
+            within = region(device, dtype)
+        # What the region leaves alone, and torch refuses, is mended.
+        left = mixes(self, in_force) or (dtype not in HALF and x.dtype != dtype)
+        with within, Fitted(dtype, lambda *_: None) if left else nothing:
+            result = beneath(self, x, *args, **kwargs)
         return result if result.dtype is x.dtype else result.to(x.dtype)
 
     return forward

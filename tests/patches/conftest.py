@@ -61,6 +61,14 @@ def flattened(module, name):
     return module
 
 
+def assert_takes_a_flattened_bias(layer, dtype):
+    bias, before = flattened(layer, "bias").bias, layer.bias.clone()
+    assert layer(torch.randn(2, 64).to(dtype)).dtype == dtype
+    assert layer.bias is bias
+    assert bias.dtype == before.dtype
+    assert torch.equal(bias, before)
+
+
 def autocast(dtype):
     """What a training step in ``dtype`` runs in; autocast knows half precisions alone."""
     return torch.autocast("cpu", dtype=dtype) if dtype in HALF else contextlib.nullcontext()

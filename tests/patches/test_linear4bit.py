@@ -9,7 +9,16 @@ import torch
 
 import qlora_bf16_patch
 
-from .conftest import DEFAULT, FLOATING, MODES, assert_unchanged, autocast, flattened, linear4bit, state
+from .conftest import (
+    DEFAULT,
+    FLOATING,
+    MODES,
+    assert_takes_a_flattened_bias,
+    assert_unchanged,
+    autocast,
+    linear4bit,
+    state,
+)
 
 NAME = "bitsandbytes.linear4bit"
 
@@ -125,9 +134,4 @@ def test_switched_off_the_bits_are_unpatched_and_uninstalled_the_very_object_is_
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_a_bias_that_is_no_parameter_is_taken_and_not_written_to(dtype):
-    layer = flattened(linear4bit(), "bias")
-    bias, before = layer.bias, layer.bias.clone()
-    assert layer(torch.randn(2, 64).to(dtype)).dtype == dtype
-    assert layer.bias is bias
-    assert bias.dtype == before.dtype
-    assert torch.equal(bias, before)
+    assert_takes_a_flattened_bias(linear4bit(), dtype)

@@ -6,7 +6,7 @@ import torch
 
 import qlora_bf16_patch
 
-from .conftest import FLOATING, MODES, assert_unchanged, autocast, flattened, state
+from .conftest import FLOATING, MODES, assert_takes_a_flattened_bias, assert_unchanged, autocast, state
 
 NAME = "bitsandbytes.linear8bit"
 
@@ -85,9 +85,4 @@ def test_integer_activations_are_a_clear_error(dtype):
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_a_bias_that_is_no_parameter_is_taken_and_not_written_to(dtype):
-    layer = flattened(linear8bit(), "bias")
-    bias, before = layer.bias, layer.bias.clone()
-    assert layer(torch.randn(2, 64).to(dtype)).dtype == dtype
-    assert layer.bias is bias
-    assert bias.dtype == before.dtype
-    assert torch.equal(bias, before)
+    assert_takes_a_flattened_bias(linear8bit(), dtype)
