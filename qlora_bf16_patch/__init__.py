@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import logging as _logging
 import os as _os
-from importlib.metadata import entry_points as _entry_points
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from .engine.environment import Environment as _Environment
+from .engine.environment import EnvironmentVariableError, UnknownPatchError
+from .engine.environment import is_killed as _is_killed
+from .engine.patch import Patch, Status, Unsupported
+from .engine.plugins import find as _find
+from .engine.registry import Registry as _Registry
 from .patches import CATALOGUE as _CATALOGUE
-from .registry import Patch, Registry, Status
-from .toggles import EnvironmentVariableError, UnknownPatchError
-from .toggles import Toggles as _Toggles
+from .patches import MOVED as _MOVED
 
 if TYPE_CHECKING:
     import torch
@@ -23,38 +27,44 @@ __all__ = [
     "Patch",
     "Status",
     "UnknownPatchError",
+    "Unsupported",
     "disable",
     "disabled",
     "enable",
     "enabled",
     "guard",
     "register",
+    "reset",
     "status",
+    "strict",
     "uninstall",
 ]
 __version__ = "0.1.0"
 
-_plugins = tuple(_entry_points(group="qlora_bf16_patch.patches"))
-_toggles = _Toggles(_os.environ, [patch.name for patch in _CATALOGUE] + [plugin.name for plugin in _plugins])
+# The kill switch is read before anything that could raise.
+_plugins = () if _is_killed(_os.environ) else _find("qlora_bf16_patch.patches")
+_environment = _Environment(
+    _os.environ, [*(patch.name for patch in _CATALOGUE), *(point.name for point in _plugins)], _MOVED
+)
 
 _logger = _logging.getLogger(__name__)
 _logger.addHandler(_logging.NullHandler())
-if _toggles.log_level is not None:
+if _environment.log_level is not None:
     # Who sets the variable wants to read the log, also in a script that never configures logging.
     _handler = _logging.StreamHandler()
     _handler.setFormatter(_logging.Formatter("%(name)s %(levelname)s: %(message)s"))
     _logger.addHandler(_handler)
-    _logger.setLevel(_toggles.log_level)
+    _logger.setLevel(_environment.log_level)
     _logger.propagate = False
 
-_registry = Registry(_toggles)
+_registry = _Registry(_environment)
 enable, disable = _registry.enable, _registry.disable
-enabled, disabled = _registry.enabled, _registry.disabled
-register, status, uninstall = _registry.register, _registry.status, _registry.uninstall
+enabled, disabled, strict = _registry.enabled, _registry.disabled, _registry.strict
+register, status, reset, uninstall = _registry.register, _registry.status, _registry.reset, _registry.uninstall
 
 
 def guard(model: torch.nn.Module) -> torch.nn.Module:
-    """Bring a model under ``peft.boundary`` that was built before the import, or without PEFT.
+    """Take in a model that was built before the import, or without PEFT, or a module of your own around a PEFT model.
 
     Args:
         model: a model with bitsandbytes 4- or 8-bit layers.
@@ -64,24 +74,27 @@ def guard(model: torch.nn.Module) -> torch.nn.Module:
 
     Raises:
         ValueError: the model has no bitsandbytes layer.
+
+    Example:
+        >>> import qlora_bf16_patch
+        >>> from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+        >>> model = AutoModelForCausalLM.from_pretrained(
+        ...     "facebook/opt-125m", quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+        ... )  # doctest: +SKIP
+        >>> model = qlora_bf16_patch.guard(model)  # doctest: +SKIP
     """
-    if _toggles.killed:
+    if _environment.killed:
         _logger.info("guard does nothing: QLORA_BF16_PATCH has switched everything off")
         return model
 
-    import peft.tuners.tuners_utils  # noqa: F401  # brings the patch in place, where a script without PEFT did not
+    # Brings the patches of injection in place, where a script without PEFT did not.
+    _import_module(next(patch.module for patch in _CATALOGUE if patch.name == "peft.boundary"))
+    from .patches.guarding import guard as _guard
 
-    from .patches import boundary, tuners
-
-    boundary.rebind_hooked(model)
-    tuners.mark(model, _registry.installation("peft.tuners"))
-    if not boundary.mark(model, _registry.installation("peft.boundary")):
-        raise ValueError(f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to guard.")
+    _guard(model, _registry.installation)
     return model
 
 
 for _patch in _CATALOGUE:
     register(_patch)
-if not _toggles.killed:
-    for _plugin in _plugins:  # last, since a third party's module imports names from this one
-        _registry.register_entry_point(_plugin)
+_registry.register_entry_points(_plugins)  # last, since a third party's module imports names from this one

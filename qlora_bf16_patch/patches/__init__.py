@@ -1,20 +1,128 @@
-"""The catalogue. A new patch is one file in this folder and one line here."""
+"""The catalogue. A new patch is one file in this folder and one entry here."""
 
 from __future__ import annotations
 
-from ..registry import Patch
-from . import attention, autocast_output, boundary, generate, linear4bit, linear8bit, lora, tuners
+from typing import Any
+
+from ..engine.patch import Patch
+
+_BNB: dict[str, Any] = {
+    "module": "bitsandbytes.nn.modules",
+    "distribution": "bitsandbytes",
+    "requires": ">=0.43",
+    "tested": "0.50.2",
+}
+_LORA: dict[str, Any] = {
+    "module": "peft.tuners.lora.bnb",
+    "distribution": "peft",
+    "requires": ">=0.6",
+    "tested": "0.21.2",
+}
+# Not peft.tuners.lora.bnb: that is imported inside the first injection, too late to see it.
+_INJECTION: dict[str, Any] = {
+    "module": "peft.tuners.tuners_utils",
+    "attribute": "BaseTuner.inject_adapter",
+    "distribution": "peft",
+    "requires": ">=0.6",
+    "tested": "0.21.2",
+}
+
+
+def _here(function: str) -> str:
+    return f"{__name__}.{function}"
+
 
 CATALOGUE: tuple[Patch, ...] = (
-    linear4bit.PATCH,
-    linear8bit.PATCH,
-    lora.LINEAR4BIT,
-    lora.LINEAR8BIT,
-    tuners.PATCH,
-    boundary.PATCH,
-    attention.TORCH,
-    attention.TRANSFORMERS,
-    generate.PATCH,
-    autocast_output.LINEAR4BIT,  # after those that they stand on
-    autocast_output.LORA_LINEAR4BIT,
+    Patch(
+        name="bitsandbytes.linear4bit",
+        attribute="Linear4bit.forward",
+        load=_here("linear4bit:forward"),
+        summary="4-bit layers compute in their configured dtype, give back the input's, and never write to the bias",
+        reports=("bitsandbytes-foundation/bitsandbytes#1623", "bitsandbytes-foundation/bitsandbytes#1662"),
+        **_BNB,
+    ),
+    Patch(
+        name="bitsandbytes.linear8bit",
+        attribute="Linear8bitLt.forward",
+        load=_here("linear8bit:forward"),
+        summary="8-bit layers give back the input's dtype outside of autocast, and never write to the bias",
+        reports=("huggingface/peft#101", "huggingface/peft#874"),
+        **_BNB,
+    ),
+    Patch(
+        name="peft.lora.linear4bit",
+        attribute="Linear4bit.forward",
+        load=_here("lora:forward"),
+        summary="LoRA on 4-bit layers evaluates outside of autocast as it trained, and gives back the input's dtype",
+        reports=("huggingface/peft#1515", "huggingface/peft#1172"),
+        **_LORA,
+    ),
+    Patch(
+        name="peft.lora.linear8bit",
+        attribute="Linear8bitLt.forward",
+        load=_here("lora:forward"),
+        summary="LoRA on 8-bit layers evaluates outside of autocast as it trained, and gives back the input's dtype",
+        reports=("huggingface/peft#101", "huggingface/peft#121", "huggingface/peft#874"),
+        **_LORA,
+    ),
+    Patch(
+        name="peft.tuners",
+        load=_here("tuners:inject_adapter"),
+        summary="PEFT's other methods on 4- and 8-bit layers evaluate as they trained, and give back the input's dtype",
+        **_INJECTION,
+    ),
+    Patch(
+        name="peft.boundary",
+        load=_here("boundary:inject_adapter"),
+        summary="all else in a k-bit model, attention included, takes operands of different floating dtypes",
+        reports=(
+            "huggingface/peft#1515",
+            "huggingface/trl#1202",
+            "hiyouga/LlamaFactory#539",
+            "huggingface/transformers#29974",
+        ),
+        **_INJECTION,
+    ),
+    Patch(
+        name="transformers.generate",
+        module="transformers.generation.utils",
+        # A PEFT model's and a tuner's generate end in the base model's, which is this one.
+        attribute="GenerationMixin.generate",
+        load=_here("generate:generate"),
+        summary="generate() of a k-bit model runs under autocast in its compute dtype: every operation as in training",
+        distribution="transformers",
+        requires=">=4.30",
+        tested="5.23.0",
+        default=False,
+        reports=("huggingface/peft#1515",),
+    ),
+    # After those that they stand on.
+    Patch(
+        name="bitsandbytes.autocast_output",
+        attribute=("Linear4bit.forward", "Linear8bitLt.forward"),
+        load=_here("autocast_output:forward"),
+        summary="under autocast 4- and 8-bit layers give back autocast's dtype, as nn.Linear does",
+        default=False,
+        reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336"),
+        **_BNB,
+    ),
+    Patch(
+        name="peft.lora.autocast_output",
+        attribute=("Linear4bit.forward", "Linear8bitLt.forward"),
+        load=_here("autocast_output:forward"),
+        summary="under autocast LoRA on 4- and 8-bit layers gives back autocast's dtype, as nn.Linear does",
+        default=False,
+        reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336"),
+        **_LORA,
+    ),
+    Patch(
+        name="peft.tuners.autocast_output",
+        load=_here("autocast_output:inject_adapter"),
+        summary="under autocast PEFT's other methods on 4- and 8-bit layers give back autocast's dtype",
+        default=False,
+        **_INJECTION,
+    ),
 )
+
+# Patches that replaced a function of torch or transformers, and which one does their work now, in k-bit models alone.
+MOVED = dict.fromkeys(("torch.attention", "transformers.attention"), "peft.boundary")

@@ -1,56 +1,54 @@
-"""``*.autocast_output``: under autocast a 4-bit layer gives back autocast's dtype, as ``nn.Linear`` does.
+"""``*.autocast_output``: under autocast a k-bit layer gives back autocast's dtype, as ``nn.Linear`` does.
 
-Off by default: it is an option on top of ``bitsandbytes.linear4bit`` and ``peft.lora.linear4bit``, whose contract is
-that the input's dtype comes back. It is for code that calls flash-attention itself, which takes half precisions alone.
+Off by default, since it changes training: it is for code that calls flash-attention itself, which takes half precisions
+alone, and stands on the layers' other patches.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..installation import Factory, Installation
-from ..registry import Patch
-from . import linear4bit, lora
+import torch
 
-if TYPE_CHECKING:
-    import torch
-
-
-def _load() -> Factory:
-    import functools
-
-    import torch
-
-    from ..dtypes import autocast_is_on
-
-    def factory(original: Any, installation: Installation) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            result: torch.Tensor = original(self, x, *args, **kwargs)
-            if installation.on and autocast_is_on(x.device.type):
-                return result.to(torch.get_autocast_dtype(x.device.type))
-            return result
-
-        return forward
-
-    return factory
+from ..engine.installation import Installation, call_shadowed
+from ..numerics.dtypes import autocast_is_on
+from .injection import after_injection
+from .tuners import other_tuners
 
 
-def _over(patch: Patch) -> Patch:
-    library = patch.name.rpartition(".")[0]
-    return Patch(
-        name=f"{library}.autocast_output",
-        module=patch.module,
-        attribute=patch.attribute,
-        load=_load,
-        summary=f"under autocast {patch.attribute.partition('.')[0]} gives back autocast's dtype, as nn.Linear does",
-        distribution=patch.distribution,
-        requires=patch.requires,
-        default=False,
-        reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336"),
-    )
+def forward(original: Any, installation: Installation) -> Callable[..., Any]:
+    """Over a layer's ``forward``."""
+
+    @functools.wraps(original)
+    def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return _followed(installation, x, original(self, x, *args, **kwargs))
+
+    return patched
 
 
-LINEAR4BIT = _over(linear4bit.PATCH)
-LORA_LINEAR4BIT = _over(lora.LINEAR4BIT)
+def inject_adapter(original: Any, installation: Installation) -> Callable[..., Any]:
+    """Over ``BaseTuner.inject_adapter``, for the layers of PEFT's other methods."""
+    return after_injection(original, installation, take_in)
+
+
+def take_in(model: torch.nn.Module, installation: Installation) -> None:
+    """Give each tuner layer of ``model`` whose base layer is quantized its forward."""
+    for module in other_tuners(model, installation):
+        cls: Any = type(module)
+        installation.bind(module, _bound(installation, cls))
+
+
+@functools.cache
+def _bound(installation: Installation, cls: Any) -> Callable[..., Any]:
+    @functools.wraps(cls.forward)
+    def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return _followed(installation, x, call_shadowed(installation, self, x, *args, **kwargs))
+
+    return patched
+
+
+def _followed(installation: Installation, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    device = x.device.type
+    return result.to(torch.get_autocast_dtype(device)) if installation.on and autocast_is_on(device) else result

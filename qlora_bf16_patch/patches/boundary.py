@@ -1,302 +1,239 @@
-"""``peft.boundary``: the unquantized modules of a k-bit PEFT model take inputs of another floating dtype.
+"""``peft.boundary``: all that is no k-bit layer inside a k-bit model takes operands of different floating dtypes.
 
-The modules are marked when PEFT has injected an adapter, or by ``guard``. A marked module gets a forward of its own, as
-an instance attribute: the other objects of its class, ``nn.Linear`` above all, pay nothing. Torch's own layers have
-their input cast to the weights and the result cast back. In a module of a model's own code, which may cast on purpose
-before it multiplies, the one operation that torch refuses is mended instead (:class:`qlora_bf16_patch.modes.Fitted`).
+Torch's own layers have their input cast to the weights and the result cast back. Everything else is found by watching:
+the first call of each kind runs under the function mode, and a module in which torch would have refused an operation
+keeps it (:mod:`..watching`). Forwards are instance attributes: the other objects of a class pay nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dis
 import functools
-import inspect
-import logging
-import types
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from ..installation import BEFORE, Installation, beneath
-from ..registry import Patch
-from .injection import after_injection
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import _get_current_function_mode_stack
 
-if TYPE_CHECKING:
-    import torch
+from ..engine.installation import Installation, call_shadowed
+from ..hosts.bitsandbytes import PackedWeights, is_4bit
+from ..hosts.peft import is_kbit_layer
+from ..hosts.transformers import OWN_BACKWARD
+from ..numerics import training
+from ..numerics.autocast import NOTHING
+from ..numerics.dtypes import autocast_is_on, floating, mixed_is_allowed
+from ..numerics.mode import CastOnMismatch
+from ..watching.events import Cast
+from ..watching.watch import PATH, Watch, here
+from .injection import after_injection, each_module, left_alone
+from .linear4bit import warn_of_float32
 
-logger = logging.getLogger("qlora_bf16_patch")
-
-# Plain attributes: they survive deepcopy, and a pickle of the model loads without this package.
-MARK = "_qlora_bf16_patch_path"
-_TOLD = "_qlora_bf16_patch_told"
-
-# Modules in which an operation is refused though inputs and parameters of their own agree, so nothing at their boundary
-# tells: products of activations from layers of different dtypes, float32's minimum as a mask of what is in half
-# precision, a child's weight that is multiplied or clamped (transformers 5.23.0, found by `make sweep`).
-_MENDED_ALWAYS = {
-    f"transformers.models.{module}"
-    for module in (
-        "deberta.modeling_deberta.DisentangledSelfAttention",
-        "deberta_v2.modeling_deberta_v2.DisentangledSelfAttention",
-        "fsmt.modeling_fsmt.Attention",
-        "gemma3n.modeling_gemma3n.Gemma3nTextDecoderLayer",
-        "mamba.modeling_mamba.MambaMixer",
-        "pegasus_x.modeling_pegasus_x.PegasusXAttention",
-        "pegasus_x.modeling_pegasus_x.PegasusXEncoderLayer",
-        "pegasus_x.modeling_pegasus_x.PegasusXGlobalLocalAttention",
-        "yoso.modeling_yoso.YosoSelfAttention",
-    )
-}
-# Those with an autograd.Function: its backward multiplies what autocast's forward saw in two dtypes, where no mode is.
-_OWN_BACKWARD = {"transformers.models.yoso.modeling_yoso.YosoSelfAttention"}
+NAME = "peft.boundary"
+_watches: weakref.WeakKeyDictionary[Installation, Watch] = weakref.WeakKeyDictionary()
 
 
-def mark(model: torch.nn.Module, installation: Installation) -> bool:
-    """Give each module of ``model`` that the patch is for its mark and its forward.
+def inject_adapter(original: Any, installation: Installation) -> Callable[..., Any]:
+    """Over ``BaseTuner.inject_adapter``."""
+    installation.reporters.append(functools.partial(_seen, watch_of(installation)))
+    return after_injection(original, installation, take_in)
 
-    Returns:
-        False for a model that holds nothing quantized by bitsandbytes; it is left alone.
-    """
-    if not _quantized(model):
+
+def watch_of(installation: Installation) -> Watch:
+    """The watch over all models that the installation has taken in."""
+    if installation not in _watches:
+        mark = functools.partial(_mark, installation)
+        _watches[installation] = Watch(NAME, mark, is_kbit_layer, PackedWeights.special, lambda: installation.strict)
+    return _watches[installation]
+
+
+def take_in(model: nn.Module, installation: Installation) -> None:
+    """Give a k-bit model what notices new kinds of call, and torch's own layers in it their forwards."""
+    layers = [module for _, module in each_module(model, installation) if _is_layer(module)]
+    inside, entries = {part for layer in layers for part in layer.modules()}, set(_entries(model))
+    for path, module in each_module(model, installation):
+        try:
+            if is_4bit(module):
+                warn_of_float32(installation, module)
+            if module in inside:
+                continue
+            make = _entry if module in entries else _forward_for(module)
+            if make is not None:
+                module.__dict__[PATH] = path or type(module).__name__
+                cls: Any = type(module)
+                installation.bind(module, make(installation, cls))
+        except Exception as error:
+            left_alone(installation, path, error)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    try:
+        return is_kbit_layer(module)
+    except Exception:  # told where its turn comes
         return False
-    # The adapters of a k-bit layer are cast by the layer's own patch, to its compute dtype.
-    others = {part for module in model.modules() if _kbit(_base_layer(module)) for part in module.modules()}
-    for path, module in model.named_modules():
-        forward = None if module in others else _forward_for(module)
-        if forward is None:
+
+
+def _entries(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that a program calls: the model, and its stacks of layers, an encoder's, which generation calls."""
+    yield module
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) or _forward_for(child) is not None:  # a parametrization is a ModuleList
             continue
-        installation.bind(module, forward(installation, type(module)))
-        setattr(module, MARK, path)
-    return True
+        if any(isinstance(part, nn.ModuleList) for part in child.modules()):
+            yield from _entries(child)
 
 
-def rebind_hooked(model: torch.nn.Module) -> None:
-    """Let accelerate's hooks call the patched forward where they were attached before the patch.
-
-    ``add_hook_to_module`` keeps the method that it found, so it bypasses a wrapper that is put on the class later.
-    """
-    for module in model.modules():
-        kept, current = vars(module).get("_old_forward"), type(module).forward
-        below = getattr(current, "__wrapped__", None)
-        while below is not None:
-            if getattr(kept, "__func__", None) is below:
-                vars(module)["_old_forward"] = types.MethodType(current, module)
-            below = getattr(below, "__wrapped__", None)
-
-
-def _quantized(model: torch.nn.Module) -> bool:
-    # The flags are transformers'; a layer of another class than nn.Linear (Falcon's) stays unquantized in such a model.
-    if any(getattr(model, flag, False) for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit")):
-        return True
-    return any(_kbit(module) for module in model.modules())
-
-
-def _kbit(module: Any) -> bool:
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    return isinstance(module, (Linear4bit, Linear8bitLt))
-
-
-def _forward_for(module: torch.nn.Module) -> Callable[[Installation, type], Callable[..., Any]] | None:
-    """What makes the module's forward, or None where torch takes every input as it is."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from torch import nn
-
-    from ..dtypes import held
-
+def _forward_for(module: nn.Module) -> Callable[[Installation, Any], Callable[..., Any]] | None:
     cls: Any = type(module)
-    if _kbit(module) or isinstance(module, BaseTunerLayer) or cls.forward is nn.Module.forward:
-        return None
     if cls.forward is nn.Embedding.forward:
-        return _token_ids
-    weight = held(module, "weight")
-    if weight is not None and _kind(cls):
-        return _torchs_own if weight.is_floating_point() else None
-    looks = any(_kbit(_base_layer(getattr(module, name, None))) for name in _looked_into(cls.forward))
-    own = looks or _masks(cls.forward) or _path(cls) in _MENDED_ALWAYS or _matrices(module)
-    return _models_own if own else None
+        return _embedding
+    if f"{cls.__module__}.{cls.__qualname__}" in OWN_BACKWARD:
+        return _marked
+    return _torchs_own if _kind(cls) else None
 
 
 @functools.cache
 def _kind(cls: Any) -> str | None:
     """How torch treats mixed dtypes in this class' forward, if that is torch's own."""
-    from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
-    from torch.nn.modules.conv import _ConvNd
-
-    kinds = {(nn.Linear, _ConvNd): "product", (nn.LayerNorm, nn.GroupNorm): "norm", (_BatchNorm,): "batch_norm"}
-    own: Any = getattr(cls, "forward", None)
-    if own.__module__.startswith("torch.nn.modules."):
-        return next((kind for classes, kind in kinds.items() if issubclass(cls, classes)), None)
-    return None
+    if cls.forward is nn.Linear.forward or (issubclass(cls, _ConvNd) and cls.forward.__module__ == _ConvNd.__module__):
+        return "product"
+    if cls.forward in (nn.LayerNorm.forward, nn.GroupNorm.forward):
+        return "norm"
+    return "batch_norm" if cls.forward is _BatchNorm.forward else None
 
 
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _mark(installation: Installation, module: nn.Module, path: str) -> None:
+    """A module in which the watch has seen a cast; one that has a forward of ours asks the watch anyway."""
+    if PATH not in module.__dict__:
+        module.__dict__[PATH] = path
+        cls: Any = type(module)
+        installation.bind(module, _marked(installation, cls))
 
 
-@functools.cache
-def _looked_into(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the attributes whose ``weight.dtype`` or ``weight.data`` a forward reads.
-
-    Of a k-bit layer these are its storage's: T5-like feed-forwards cast activations to ``self.wo.weight.dtype``.
-    """
-    code = getattr(inspect.unwrap(forward), "__code__", None)
-    names = [step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_")] if code else []
-    triples = zip(names, names[1:], names[2:], strict=False)
-    return tuple({name for name, weight, what in triples if weight == "weight" and what in ("dtype", "data")})
+def _seen(watch: Watch) -> list[str]:
+    casts = list(watch.casts)
+    if not casts:
+        return []
+    shown = "; ".join(map(str, casts[:8])) + (f"; and {len(casts) - 8} more" if len(casts) > 8 else "")
+    return [f"casts at {len(casts)} place{'s' * (len(casts) > 1)}: {shown}"]
 
 
 @functools.cache
-def _masks(forward: Callable[..., Any]) -> bool:
-    """Whether a forward fills a mask with a dtype's minimum: that of its float32 hidden states overflows bfloat16."""
-    code = getattr(inspect.unwrap(forward), "__code__", None)
-    return code is not None and {"finfo", "masked_fill"} <= set(code.co_names)
+def _entry(installation: Installation, cls: Any) -> Callable[..., Any]:
+    """A model or a stack of layers: notices a call of a new kind."""
+    watch = watch_of(installation)
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not installation.on or (here.kind is not None and not torch.compiler.is_compiling()):
+            return call_shadowed(installation, self, *args, **kwargs)
+        values = (*args, *kwargs.values())
+        training.see(self, _autocast_around(values), values)
+        if torch.compiler.is_compiling():
+            return _compiled(installation, watch, self, args, kwargs)
+        call = functools.partial(call_shadowed, installation, self, *args, **kwargs)
+        return watch.call(self, call, args, kwargs)
+
+    return forward
 
 
-def _base_layer(module: Any) -> Any:
-    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+def _autocast_around(values: tuple[Any, ...]) -> bool:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            return autocast_is_on(value.device.type)
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled()
 
 
-def _matrices(module: torch.nn.Module) -> list[torch.Tensor]:
-    """The floating parameters that the module's own code multiplies with.
-
-    Vectors are scales and biases, which promote, unless products come after them in the same module (DeBERTa's biases
-    of query and value).
-    """
-    children: Any = module._modules
-    own = list(module._parameters.values())
-    if "parametrizations" in children:  # PEFT's ParamWrapper
-        own += [getattr(parametrized, "original", None) for parametrized in children["parametrizations"].values()]
-    least = 1 if children else 2
-    return [p for p in own if p is not None and p.dim() >= least and p.is_floating_point()]
+def _compiled(installation: Installation, watch: Watch, self: Any, args: Any, kwargs: Any) -> Any:
+    """Dynamo traces a mode at no cost at run time, so in compiled code it is simply on, once."""
+    on = any(isinstance(mode, CastOnMismatch) for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    with NOTHING if on else watch.mode_while_compiling():
+        return call_shadowed(installation, self, *args, **kwargs)
 
 
-def _tell(installation: Installation, self: Any, given: torch.dtype, weight: torch.dtype) -> None:
-    import torch
+@functools.cache
+def _marked(installation: Installation, cls: Any) -> Callable[..., Any]:
+    """Routers, experts, attention and whatever else torch refused an operation in."""
+    watch, own_backward = watch_of(installation), f"{cls.__module__}.{cls.__qualname__}" in OWN_BACKWARD
 
-    if installation.strict:
-        raise TypeError(
-            f"{vars(self)[MARK]} ({type(self).__name__}) computes in {weight} and was given {given} hidden states. "
-            "peft.boundary would have cast them, but QLORA_BF16_PATCH_STRICT is set: cast them where they are made, or "
-            "unset it."
-        )
-    if not torch.compiler.is_compiling() and _TOLD not in vars(self):
-        setattr(self, _TOLD, True)
-        logger.info("%s: %s hidden states are cast to its %s weights", vars(self)[MARK], given, weight)
+    @functools.wraps(cls.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not installation.on:
+            return call_shadowed(installation, self, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return _compiled(installation, watch, self, args, kwargs)
+        with _without_autocast(self, args, kwargs) if own_backward else NOTHING:
+            if not watch.needs_cast(self):
+                return call_shadowed(installation, self, *args, **kwargs)
+            with watch.mode(self):
+                return call_shadowed(installation, self, *args, **kwargs)
+
+    return forward
+
+
+def _without_autocast(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    given = next(floating((*args, *kwargs.values())), None)
+    if module.training and given is not None and given.dtype == torch.float32:
+        return torch.autocast(given.device.type, enabled=False)
+    return NOTHING
 
 
 @functools.cache
 def _torchs_own(installation: Installation, cls: Any) -> Callable[..., Any]:
     """Linear, convolutions and normalizations: the input is cast to the weights, the result back."""
-    import torch
-    from torch import nn
-
-    from ..dtypes import held, mixed_is_allowed
-
-    kind, upstream = _kind(cls) or "product", cls.forward
-    linear = upstream is nn.Linear.forward
-
-    @functools.wraps(upstream)
-    def forward(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        own, weight = self.__dict__, held(self, "weight")
-        if not isinstance(input, torch.Tensor) or weight is None:
-            return beneath(self, input, *args, **kwargs)
-        if input.dtype is weight.dtype:
-            parameters = own["_parameters"]
-            plain = "bias" in parameters and BEFORE not in own and not args and not kwargs
-            if linear and plain and type(self).forward is upstream:
-                # nn.Linear.forward's one line. It spares two nn.Module.__getattr__, which pays for this wrapper.
-                return nn.functional.linear(input, weight, parameters["bias"])
-            return beneath(self, input, *args, **kwargs)
-        if (
-            not installation.on
-            or not (input.is_floating_point() and weight.is_floating_point() and weight.dtype.itemsize > 1)
-            or mixed_is_allowed(kind, input, weight.dtype)
-        ):
-            return beneath(self, input, *args, **kwargs)
-        _tell(installation, self, input.dtype, weight.dtype)
-        return beneath(self, input.to(weight.dtype), *args, **kwargs).to(input.dtype)
-
-    return forward
-
-
-@functools.cache
-def _models_own(installation: Installation, cls: Any) -> Callable[..., Any]:
-    """Routers, experts and whatever else a model's code multiplies: the operation that would raise is mended."""
-    import torch
-
-    from ..dtypes import floating, stand_in
-    from ..modes import Fitted
-
-    looked_into, always, own_backward = (
-        _looked_into(cls.forward),
-        _path(cls) in _MENDED_ALWAYS,
-        _path(cls) in _OWN_BACKWARD,
-    )
-
-    def uncast(self: Any, given: list[torch.Tensor]) -> contextlib.AbstractContextManager[Any]:
-        device = given[0].device.type if given else "cpu"
-        if own_backward and self.training and given and given[0].dtype == torch.float32:
-            return torch.autocast(device, enabled=False)
-        return contextlib.nullcontext()
+    watch, kind = watch_of(installation), _kind(cls) or "product"
+    operation = cls.__name__
 
     @functools.wraps(cls.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        own = self.__dict__
+        weight = own["_parameters"].get("weight", own.get("weight"))
+        if isinstance(weight, torch.Tensor) and (not isinstance(input, torch.Tensor) or input.dtype is weight.dtype):
+            return call_shadowed(installation, self, input, *args, **kwargs)
         if not installation.on:
-            return beneath(self, *args, **kwargs)
-        storage = always or any(_kbit(_base_layer(getattr(self, name, None))) for name in looked_into)
-        own, given = _matrices(self), list(floating((*args, *kwargs.values())))
-        if not storage and len({tensor.dtype for tensor in own + given}) < 2:
-            return beneath(self, *args, **kwargs)
-
-        def mended(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            fitted = Fitted(own[0].dtype if own else None, functools.partial(_tell, installation, self), storage)
-            with fitted, uncast(self, given):
-                return run(*args, **kwargs)
-
-        layer = self
-        if self.training and getattr(self, "gradient_checkpointing", False) and BEFORE not in vars(self):
-            # transformers checkpoints inside of a layer's forward (modeling_layers.py, GradientCheckpointingLayer):
-            # what the backward runs again must be mended as well.
-            checkpoint = self._gradient_checkpointing_func
-            again = functools.partial(_checkpointed, checkpoint, mended)
-            layer = stand_in(self, _gradient_checkpointing_func=again)
-        return mended(beneath, layer, *args, **kwargs)
+            return call_shadowed(installation, self, input, *args, **kwargs)
+        if weight is None and "weight" not in own["_parameters"]:
+            # A parametrization, computed at each look (and spectral norm's moves its vectors): the operation itself is
+            # looked at instead.
+            return _parametrized(installation, watch, self, input, args, kwargs)
+        if weight is None or _is_taken(kind, input, weight):
+            return call_shadowed(installation, self, input, *args, **kwargs)
+        if not torch.compiler.is_compiling() or installation.strict:
+            path = own.get(PATH, operation)
+            what = "linear" if kind == "product" else kind
+            watch.tell(self, Cast(path, operation, what, "input", input.dtype, weight.dtype))
+        return call_shadowed(installation, self, input.to(weight.dtype), *args, **kwargs).to(input.dtype)
 
     return forward
 
 
-def _checkpointed(checkpoint: Callable[..., Any], mended: Callable[..., Any], run: Any, *args: Any, **kw: Any) -> Any:
-    return checkpoint(functools.partial(mended, run), *args, **kw)
+def _is_taken(kind: str, input: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a mixture is torch's business: it takes it, or one of the two is no floating point at all, or float8."""
+    if not input.is_floating_point() or not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        return True
+    return mixed_is_allowed(kind, input, weight.dtype)
+
+
+def _parametrized(installation: Installation, watch: Watch, self: Any, input: Any, args: Any, kwargs: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return _compiled(installation, watch, self, (input, *args), kwargs)
+    with watch.mode(self):
+        return call_shadowed(installation, self, input, *args, **kwargs)
 
 
 @functools.cache
-def _token_ids(installation: Installation, cls: Any) -> Callable[..., Any]:
-    import torch
-
+def _embedding(installation: Installation, cls: Any) -> Callable[..., Any]:
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         ids = args[0] if args else kwargs.get("input")
         if installation.on and isinstance(ids, torch.Tensor) and ids.is_floating_point():
             raise TypeError(
-                f"{vars(self)[MARK]} ({type(self).__name__}) was given {ids.dtype} token ids of shape "
+                f"{self.__dict__[PATH]} ({type(self).__name__}) was given {ids.dtype} token ids of shape "
                 f"{tuple(ids.shape)}. Somebody cast input_ids along with the activations, and bfloat16 rounds whole "
                 "numbers above 256. Leave input_ids integers; qlora_bf16_patch makes casts of the inputs needless."
             )
-        return beneath(self, *args, **kwargs)
+        return call_shadowed(installation, self, *args, **kwargs)
 
     return forward
-
-
-PATCH = Patch(
-    name="peft.boundary",
-    # Not peft.tuners.lora.bnb: that is imported inside the first injection, too late to see it.
-    module="peft.tuners.tuners_utils",
-    attribute="BaseTuner.inject_adapter",
-    load=after_injection(mark),
-    summary="lm_head, heads, norms, routers and experts of a k-bit model take inputs of another floating dtype",
-    distribution="peft",
-    requires=">=0.6",
-    reports=("huggingface/peft#1515", "huggingface/trl#1202"),
-)

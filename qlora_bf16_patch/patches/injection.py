@@ -1,32 +1,75 @@
-"""What ``peft.boundary`` and ``peft.tuners`` share: they mark a model's modules once PEFT has injected an adapter."""
+"""What the patches of ``BaseTuner.inject_adapter`` share: they give a model's modules forwards of their own."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from ..installation import Factory, Installation
+import torch
 
-if TYPE_CHECKING:
-    import torch
+from ..engine.installation import Installation
+from ..hosts.bitsandbytes import is_kbit_model
+from ..hosts.peft import is_kbit_tuner
+from ..numerics import training
+
+logger = logging.getLogger("qlora_bf16_patch")
+TakeIn = Callable[[torch.nn.Module, Installation], None]
 
 
-def after_injection(mark: Callable[[torch.nn.Module, Installation], Any]) -> Callable[[], Factory]:
-    """A patch's ``load``, for the target ``BaseTuner.inject_adapter``.
+def after_injection(original: Any, installation: Installation, take_in: TakeIn) -> Callable[..., Any]:
+    """A wrapper of ``inject_adapter``.
 
     Args:
-        mark: called with the model that has the adapter now, also while the patch is switched off, so that it can be
-            switched on.
+        original: upstream's.
+        installation: the patch's.
+        take_in: called with the k-bit model that has the adapter now, also while the patch is switched off, so that it
+            can be switched on.
     """
+    for known in training.models():  # a patch that is switched on for the first time finds the models there are
+        safely(take_in, known, installation)
 
-    def factory(original: Any, installation: Installation) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def inject_adapter(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            result = original(self, model, *args, **kwargs)
-            mark(model, installation)
-            return result
+    @functools.wraps(original)
+    def inject_adapter(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, model, *args, **kwargs)
+        safely(take_in, model, installation)
+        return result
 
-        return inject_adapter
+    return inject_adapter
 
-    return lambda: factory
+
+def safely(take_in: TakeIn, model: torch.nn.Module, installation: Installation) -> bool:
+    """Take in a k-bit model; nothing of ours may break ``get_peft_model``.
+
+    Returns:
+        False for a model that holds nothing quantized by bitsandbytes; it is left alone.
+    """
+    try:
+        if not is_kbit_model(model):
+            return False
+        training.share_record(model, [module for module in model.modules() if is_kbit_tuner(module)])
+        take_in(model, installation)
+    except Exception as error:
+        left_alone(installation, type(model).__name__, error)
+    return True
+
+
+def each_module(model: torch.nn.Module, installation: Installation) -> Iterator[tuple[str, torch.nn.Module]]:
+    """``named_modules()``, each once; what cannot be listed is left alone."""
+    modules = model.named_modules()
+    while True:
+        try:
+            yield next(modules)
+        except StopIteration:
+            return
+        except Exception as error:
+            left_alone(installation, type(model).__name__, error)
+            return
+
+
+def left_alone(installation: Installation, path: str, error: Exception) -> None:
+    """Tell of a module that could not be looked at."""
+    installation.note(
+        f"left alone: {path}", f"{path} could not be looked at, and is left as it is: {type(error).__name__}: {error}"
+    )

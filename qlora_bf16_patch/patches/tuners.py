@@ -1,4 +1,4 @@
-"""``peft.tuners``: PEFT's other methods on k-bit layers compute in the compute dtype and give back the input's dtype.
+"""``peft.tuners``: PEFT's other methods on k-bit layers evaluate as they trained, and give back the input's dtype.
 
 Which methods there are, and on which of their classes, is not listed here: every tuner layer around a k-bit layer gets
 the forward when PEFT has injected it.
@@ -8,87 +8,83 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from ..installation import Installation, beneath
-from ..registry import Patch
-from . import lora
-from .injection import after_injection
+import torch
 
-if TYPE_CHECKING:
-    import torch
+from ..engine.installation import Installation, call_shadowed
+from ..hosts.bitsandbytes import compute_dtype, refuse_integers
+from ..hosts.peft import OWN_BACKWARD, adapter_dtypes, is_kbit_tuner, with_written_bias
+from ..numerics import training
+from ..numerics.autocast import NOTHING, autocast_if_off, without_modes
+from ..numerics.dtypes import HALF, autocast_is_on
+from ..numerics.mode import CastOnMismatch
+from .injection import after_injection, each_module, left_alone
 
-_OTHERS = {(lora.LINEAR4BIT.module, lora.LINEAR4BIT.attribute), (lora.LINEAR8BIT.module, lora.LINEAR8BIT.attribute)}
-
-# An autograd.Function whose backward multiplies what its forward saw: autocast would give it two dtypes (LoHa fails in
-# a training step under autocast; peft 0.21.2, HadaWeight).
-_OWN_BACKWARD = {"peft.tuners.loha.layer"}
+# They have patches of their own.
+_LORA = ("peft.tuners.lora.bnb",)
 
 
-def mark(model: torch.nn.Module, installation: Installation) -> None:
+def inject_adapter(original: Any, installation: Installation) -> Callable[..., Any]:
+    """Over ``BaseTuner.inject_adapter``."""
+    installation.reporters.append(training.seen)
+    return after_injection(original, installation, take_in)
+
+
+def take_in(model: torch.nn.Module, installation: Installation) -> None:
     """Give each tuner layer of ``model`` whose base layer is quantized its forward."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in model.modules():
-        if not isinstance(module, BaseTunerLayer) or not isinstance(
-            module.get_base_layer(), (Linear4bit, Linear8bitLt)
-        ):
-            continue
+    for module in other_tuners(model, installation):
         cls: Any = type(module)
-        if (cls.__module__, f"{cls.__qualname__}.forward") not in _OTHERS:
-            installation.bind(module, _forward(installation, cls))
+        installation.bind(module, forward(installation, cls))
+
+
+def other_tuners(model: torch.nn.Module, installation: Installation) -> Iterator[torch.nn.Module]:
+    """The tuner layers around k-bit layers that are not LoRA's."""
+    for path, module in each_module(model, installation):
+        try:
+            wanted = is_kbit_tuner(module) and type(module).__module__ not in _LORA
+        except Exception as error:
+            left_alone(installation, path, error)
+            continue
+        if wanted:
+            yield module
 
 
 @functools.cache
-def _forward(installation: Installation, cls: Any) -> Callable[..., Any]:
-    import torch
-
-    from ..dtypes import HALF, autocast_is_on, compute_dtype, refuse_integers
-    from ..modes import Fitted, region
-
-    nothing = contextlib.nullcontext()
-
-    def mixes(layer: Any, dtype: torch.dtype) -> bool:
-        """Whether an adapter is in a dtype that the layer's region would not cast: autocast casts float32 alone."""
-        for name in layer.adapter_layer_names:
-            container = layer._modules.get(name)
-            for holder in (container, *container._modules.values()) if container is not None else ():
-                for value in holder._parameters.values():
-                    if value is not None and value.dtype is not dtype and value.dtype is not torch.float32:
-                        return True
-        return False
-
-    own_backward = cls.__module__ in _OWN_BACKWARD
+def forward(installation: Installation, cls: Any) -> Callable[..., Any]:
+    """The forward of a class' objects."""
+    own_backward = cls.__module__ in OWN_BACKWARD
 
     @functools.wraps(cls.forward)
-    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not installation.on:
-            return beneath(self, x, *args, **kwargs)
+            return call_shadowed(installation, self, x, *args, **kwargs)
         refuse_integers(self, x)
-        dtype, device = compute_dtype(self, x), x.device.type
-        in_force = torch.get_autocast_dtype(device) if autocast_is_on(device) else dtype
-        within: contextlib.AbstractContextManager[Any] = nothing
-        if own_backward:
-            within = torch.autocast(device, enabled=False)
-        elif dtype in HALF:
-            within = region(device, dtype)
-        # What the region leaves alone, and torch refuses, is mended.
-        left = mixes(self, in_force) or (dtype not in HALF and x.dtype != dtype)
-        with within, Fitted(dtype, lambda *_: None) if left else nothing:
-            result = beneath(self, x, *args, **kwargs)
-        return result if result.dtype is x.dtype else result.to(x.dtype)
+        autocast = autocast_is_on(x.device.type)
+        upstreams = training.computes_as_upstream(self, autocast, x)
+        # Dynamo traces no write to `.data`.
+        layer = self if torch.compiler.is_compiling() else with_written_bias(self)
+        within, mode = _surroundings(self, x, autocast, upstreams, own_backward)
+        with within, mode or without_modes():
+            result = call_shadowed(installation, layer, x, *args, **kwargs)
+        if result.dtype is x.dtype or (upstreams and not (mode and mode.casts)):
+            return result
+        return result.to(x.dtype)
 
-    return forward
+    return patched
 
 
-PATCH = Patch(
-    name="peft.tuners",
-    module="peft.tuners.tuners_utils",
-    attribute="BaseTuner.inject_adapter",
-    load=after_injection(mark),
-    summary="PEFT's other methods on 4- and 8-bit layers compute in the compute dtype and give back the input's",
-    distribution="peft",
-    requires=">=0.6",
-)
+def _surroundings(
+    layer: Any, x: torch.Tensor, autocast: bool, upstreams: bool, own_backward: bool
+) -> tuple[contextlib.AbstractContextManager[Any], CastOnMismatch | None]:
+    """The region that a call runs in, and the mode for what torch might refuse in there."""
+    device, dtype = x.device.type, compute_dtype(layer, x)
+    if not autocast and (upstreams or dtype not in HALF):
+        return NOTHING, CastOnMismatch()
+    in_force = torch.get_autocast_dtype(device) if autocast else dtype
+    if not adapter_dtypes(layer) - {in_force, torch.float32}:
+        return autocast_if_off(device, in_force), None
+    # Autocast casts float32, and leaves another half precision alone.
+    region = torch.autocast(device, enabled=False) if own_backward else autocast_if_off(device, in_force)
+    return region, CastOnMismatch()

@@ -13,7 +13,6 @@ import qlora_bf16_patch
 
 FLOATING = [torch.float32, torch.bfloat16, torch.float16]
 HALF = [torch.bfloat16, torch.float16]
-DEFAULT = ("bitsandbytes.linear*", "peft.lora.linear*", "peft.tuners", "peft.boundary", "*.attention")  # on by default
 MODES = {"training": contextlib.nullcontext, "no grad": torch.no_grad, "inference": torch.inference_mode}
 
 
@@ -91,7 +90,7 @@ def assert_unchanged(module, before):
 
 
 @pytest.fixture
-def strict(monkeypatch):
-    """QLORA_BF16_PATCH_STRICT=1."""
-    for name in qlora_bf16_patch.status():
-        monkeypatch.setattr(qlora_bf16_patch._registry.installation(name.name), "strict", True)
+def strict():
+    """As QLORA_BF16_PATCH_STRICT=1."""
+    with qlora_bf16_patch.strict():
+        yield

@@ -5,7 +5,7 @@ import torch
 
 import qlora_bf16_patch
 
-from .conftest import DEFAULT, FLOATING, autocast, linear4bit, lora_layer
+from .conftest import FLOATING, autocast, linear4bit, lora_layer
 
 NAMES = {"bitsandbytes.autocast_output": linear4bit, "peft.lora.autocast_output": lora_layer}
 
@@ -36,5 +36,5 @@ def test_status_tells_every_patch_of_a_stacked_method_as_active_and_uninstall_ta
     try:
         assert not hasattr(type(layer).forward, "__wrapped__")
     finally:
-        qlora_bf16_patch.enable(*DEFAULT)
+        qlora_bf16_patch.reset()
     assert type(layer).forward.__wrapped__.__module__ == "peft.tuners.lora.bnb"

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import qlora_bf16_patch
 
-from .conftest import DEFAULT, FLOATING, HALF, Toy, assert_unchanged, flattened, linear4bit, lora_model, state
+from .conftest import FLOATING, HALF, Toy, assert_unchanged, flattened, linear4bit, lora_model, state
 
 NAME = "peft.boundary"
 
@@ -188,7 +188,7 @@ def test_uninstalled_no_module_keeps_a_wrapper_and_enable_brings_them_back():
         with pytest.raises(RuntimeError, match="same dtype"):
             model(x)
     finally:
-        qlora_bf16_patch.enable(*DEFAULT)
+        qlora_bf16_patch.reset()
     assert model(x).dtype == torch.float32
 
 
@@ -203,7 +203,7 @@ def test_another_partys_forward_on_the_module_runs_beneath_and_comes_back():
     try:
         assert vars(toy.head)["forward"] is theirs
     finally:
-        qlora_bf16_patch.enable(*DEFAULT)
+        qlora_bf16_patch.reset()
 
 
 @pytest.mark.parametrize("how", ["flattened by FSDP", "pruned", "with a weight norm"])
@@ -247,7 +247,7 @@ def test_uninstalled_a_module_that_accelerate_hooked_after_the_patch_runs():
     try:
         assert model(x).dtype == torch.bfloat16
     finally:
-        qlora_bf16_patch.enable(*DEFAULT)
+        qlora_bf16_patch.reset()
     assert torch.equal(model(x), expected)
     assert model.base_model.model.head(x.float()).dtype == torch.float32
 

@@ -7,8 +7,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 
 import qlora_bf16_patch
 
-from .conftest import DEFAULT
-
 NAME = "transformers.generate"
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers' new names
 IDS = torch.arange(3, 9)[None]
@@ -97,4 +95,4 @@ def test_uninstalled_the_very_object_is_back():
     try:
         assert vars(GenerationMixin)["generate"] is wrapper.__wrapped__
     finally:
-        qlora_bf16_patch.enable(*DEFAULT)
+        qlora_bf16_patch.reset()

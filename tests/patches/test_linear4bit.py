@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import logging
 
 import pytest
@@ -10,7 +11,6 @@ import torch
 import qlora_bf16_patch
 
 from .conftest import (
-    DEFAULT,
     FLOATING,
     MODES,
     assert_takes_a_flattened_bias,
@@ -123,13 +123,14 @@ def test_a_float32_compute_dtype_under_half_precision_inputs_is_told_once(caplog
 def test_switched_off_the_bits_are_unpatched_and_uninstalled_the_very_object_is_back():
     import bitsandbytes.nn.modules as library
 
-    wrapper = vars(library.Linear4bit)["forward"]
+    original = inspect.unwrap(vars(library.Linear4bit)["forward"])
     qlora_bf16_patch.uninstall()
     try:
-        assert vars(library.Linear4bit)["forward"] is wrapper.__wrapped__
+        assert vars(library.Linear4bit)["forward"] is original
     finally:
-        qlora_bf16_patch.enable(*DEFAULT)
-    assert vars(library.Linear4bit)["forward"].__wrapped__ is wrapper.__wrapped__
+        qlora_bf16_patch.reset()
+    assert vars(library.Linear4bit)["forward"] is not original
+    assert inspect.unwrap(vars(library.Linear4bit)["forward"]) is original
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)

@@ -105,11 +105,16 @@ def test_row_2_routers_and_experts():
 
 def test_row_3_attention_mask_and_query():
     q, k, mask = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8).bfloat16(), torch.zeros(4, 4).half()
-    attend = nn.functional.scaled_dot_product_attention
+    attend = lora_model(toy=Model(Attention()))
     for arguments in ((q, k, k), (q, q, q, mask)):
         with unpatched(match="Expected"):
             attend(*arguments)
         assert attend(*arguments).dtype == torch.float32
+
+
+class Attention(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        return nn.functional.scaled_dot_product_attention(q, k, v, mask)
 
 
 def flash_attention(q):
@@ -165,7 +170,10 @@ def cuda_autocast():
 
 
 @pytest.mark.usefixtures("cuda_autocast")
+@torch.no_grad()
 def test_row_8_dora_promotes_a_bfloat16_stream_under_cuda_autocast():
+    # Here a layer on the CPU, outside of its own autocast; in training, and under autocast, upstream's result stands
+    # unless peft.lora.autocast_output is on (tests/cuda holds that).
     layer, x = lora_layer(torch.float32, use_dora=True), torch.randn(2, 64).bfloat16()
     layer.lora_A.to(torch.bfloat16)
     layer.lora_B.to(torch.bfloat16)  # what autocast would do on the GPU; the magnitude stays float32
@@ -189,11 +197,14 @@ def test_row_9_other_methods_mismatch(method, bits):
 
 
 @pytest.mark.parametrize(("method", "bits"), [(PeftType.IA3, 4), (PeftType.ROAD, 4), (PeftType.RANDLORA, 8)])
+@torch.no_grad()
 def test_row_10_other_methods_leak_another_dtype(method, bits):
     model, x = adapted(method, bits), torch.randn(2, 64).bfloat16()
     with qlora_bf16_patch.disabled():
         assert model(x).dtype == torch.float32
     assert model(x).dtype == torch.bfloat16
+    with autocast(torch.bfloat16), qlora_bf16_patch.enabled("peft.tuners.autocast_output", "peft.lora.autocast_output"):
+        assert model(x).dtype == torch.bfloat16
 
 
 def test_row_11_the_matrices_of_an_adapter_differ_in_dtype():
@@ -204,6 +215,7 @@ def test_row_11_the_matrices_of_an_adapter_differ_in_dtype():
     assert layer(x).dtype == torch.float32
 
 
+@torch.no_grad()
 def test_row_12_the_second_adapter_sees_a_rounded_input():
     from ..patches.test_lora import two_adapters
 
@@ -221,8 +233,9 @@ def test_row_13_lora_on_8_bits_keeps_the_streams_dtype():
     # PEFT before 0.2.0 raised "expected scalar type Half but found Float" here; today autocast's dtype leaks out.
     model, x = adapted(PeftType.LORA, 8).train(), torch.randn(2, 64)
     with autocast(torch.bfloat16):
-        with qlora_bf16_patch.disabled():
-            assert model(x).dtype == torch.bfloat16
+        assert model(x).dtype == torch.bfloat16  # a training that runs stays as it is
+    model.eval()
+    with torch.no_grad():
         assert model(x).dtype == torch.float32
 
 

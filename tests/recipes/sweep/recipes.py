@@ -9,6 +9,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
 from transformers import BitsAndBytesConfig
 
 from benchmarks.models import qlora_script
@@ -17,7 +18,7 @@ from .architectures import Architecture
 from .toys import EXCLUDED, UNQUANTIZED
 
 
-def nf4(architecture: Architecture) -> BitsAndBytesConfig:
+def nf4(architecture: Architecture, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     # PEFT trains a classification head as it is, and finds it by these names.
     kept = ["classifier", "score"] if architecture.task == "SEQ_CLS" else []
     if architecture.config.model_type in UNQUANTIZED:
@@ -26,7 +27,7 @@ def nf4(architecture: Architecture) -> BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=kept or None,
     )
 
@@ -40,12 +41,14 @@ def save(architecture: Architecture, checkpoint: Path) -> None:
 def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
     """The toy in 4 bits with LoRA on all linear layers, prepared by ``recipe`` (one of ``results.RECIPES``).
 
-    ``eager`` is ``qlora`` with eager attention, whose products of activations are the model's own code.
+    ``eager`` is ``qlora`` with eager attention, whose products of activations are the model's own code. ``dropout`` is
+    ``kbit`` with LoRA's dropout on. ``float32`` is what ``trl sft --load_in_4bit --use_peft --bf16`` makes by default:
+    4-bit layers that compute in float32, adapters in bf16, dropout.
     """
     torch.manual_seed(0)
     model = architecture.model_class.from_pretrained(
         checkpoint,
-        quantization_config=nf4(architecture),
+        quantization_config=nf4(architecture, torch.float32 if recipe == "float32" else torch.bfloat16),
         dtype=torch.bfloat16,
         device_map={"": "cpu"},
         attn_implementation="eager" if recipe == "eager" else None,
@@ -55,7 +58,7 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
         # rows, or 64 its columns.
         if isinstance(module, Linear4bit) and (module.out_features % 32 or module.in_features % 64):
             module.support_avx512bf16_for_cpu = False
-    if recipe in ("kbit", "qlora", "eager", "trl"):
+    if recipe in ("kbit", "qlora", "eager", "trl", "dropout", "float32"):
         checkpointing = model.supports_gradient_checkpointing
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     lora = LoraConfig(
@@ -67,16 +70,26 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
         init_lora_weights=False,  # a zero adapter would hide what its values do
         modules_to_save=head_and_embedding(model) if recipe == "heads" else None,
     )
-    model = get_peft_model(model, lora, autocast_adapter_dtype=recipe != "adapters16")
+    model = get_peft_model(model, lora, autocast_adapter_dtype=recipe not in ("adapters16", "float32"))
+    if recipe in ("dropout", "float32"):
+        dropout_in_adapters(model)
     cast = {
         "qlora": qlora_script,
         "eager": qlora_script,
         "norms32": norms_in_fp32,
         "trl": peft_module_casting_to_bf16,
+        "float32": peft_module_casting_to_bf16,
     }.get(recipe)
     if cast:
         cast(model)
     return model
+
+
+def dropout_in_adapters(model: torch.nn.Module) -> None:
+    """LoRA's dropout, but where PEFT refuses it."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), Linear4bit):
+            module.lora_dropout["default"] = torch.nn.Dropout(0.05)
 
 
 def dequantized(model: Any) -> Any:

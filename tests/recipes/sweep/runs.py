@@ -20,8 +20,9 @@ import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
 
-from qlora_bf16_patch.dtypes import floating
+from qlora_bf16_patch.numerics.dtypes import floating
 
+from ... import cpu  # noqa: F401
 from . import recipes
 from .architectures import Architecture, architectures
 from .results import Run, planned

@@ -1,11 +1,13 @@
 """Import orders, each in a process of its own, with a library made for the purpose."""
 
+import ast
 import itertools
-import os
-import subprocess
+import pathlib
 import sys
 
 import pytest
+
+from .conftest import check, run
 
 LIBRARY = """
 class Layer:
@@ -17,17 +19,6 @@ STEPS = {
     "shim": "registry = make_registry()",
     "from": "from fake_library import Layer",
 }
-
-
-def run(tmp_path, code, **environ):
-    (tmp_path / "fake_library.py").touch()
-    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    environ = {**os.environ, "PYTHONPATH": path, **environ}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, cwd="/")
-
-
-def check(result):
-    assert (result.returncode, result.stderr) == (0, ""), result.stderr
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(STEPS)), ids="-".join)
@@ -140,3 +131,83 @@ def test_an_installed_third_party_is_found_and_its_name_is_known_to_the_environm
     code = "import qlora_bf16_patch, fake_library; assert fake_library.Layer().forward() == '{}'"
     check(run(tmp_path, code.format("patched")))
     check(run(tmp_path, code.format("original"), QLORA_BF16_PATCH_DISABLE="fake.*"))
+
+
+PACKAGE = """
+import {name}.target
+NAME = "complete"
+import json.tool  # an import while the package's body is still running
+"""
+NEEDS_THE_PACKAGE = """
+def factory(original, installation):
+    from fake_package import NAME
+    return lambda self: "patched" if installation.on else original(self)
+"""
+
+
+def test_a_factory_that_needs_the_rest_of_the_package_is_tried_again_without_a_warning(tmp_path):
+    (tmp_path / "fake_package").mkdir()
+    (tmp_path / "fake_package" / "__init__.py").write_text(PACKAGE.format(name="fake_package"))
+    (tmp_path / "fake_package" / "target.py").write_text(LIBRARY)
+    (tmp_path / "fake_patch.py").write_text(NEEDS_THE_PACKAGE)
+    code = """
+from tests.engine.conftest import make_registry
+registry = make_registry(module="fake_package.target", load="fake_patch:factory")
+import fake_package
+assert registry.status()[0].state == "active"
+assert fake_package.target.Layer().forward() == "patched"
+"""
+    check(run(tmp_path, code))
+
+
+def test_a_target_that_the_library_lacks_is_warned_of_at_its_import(tmp_path):
+    (tmp_path / "fake_library.py").touch()
+    code = """
+from tests.engine.conftest import make_registry
+make_registry()
+import fake_library
+print("imported")
+"""
+    result = run(tmp_path, code)
+    assert result.stdout == "imported\n"
+    assert "RuntimeWarning: the patch fake.layer could not be installed on wrapt" in result.stderr
+    assert "has no Layer.forward" in result.stderr
+
+
+def test_a_failure_does_not_break_the_import_where_warnings_are_errors(tmp_path):
+    (tmp_path / "fake_library.py").touch()
+    code = """
+import warnings
+from tests.engine.conftest import make_registry
+registry = make_registry()
+warnings.simplefilter("error")
+import fake_library
+assert registry.status()[0].state == "failed"
+"""
+    result = run(tmp_path, code, QLORA_BF16_PATCH_LOG="warning")
+    assert result.returncode == 0, result.stderr
+    assert "fake.layer could not be installed" in result.stderr
+
+
+def test_under_the_kill_switch_the_import_raises_nothing_whatever_else_is_set(tmp_path):
+    metadata = tmp_path / "third_party-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_bytes(b"[qlora_bf16_patch.patches]\n\xff\n")
+    environ = {"DISABEL": "x", "ENABLE": ",", "DISABLE": "no.such_patch", "STRICT": "tru", "LOG": "loud"}
+    environ = {f"QLORA_BF16_PATCH_{suffix}": value for suffix, value in environ.items()}
+    check(run(tmp_path, "import qlora_bf16_patch", QLORA_BF16_PATCH="0", **environ))
+    assert run(tmp_path, "import qlora_bf16_patch", **environ).returncode == 1
+
+
+MODULES = sorted((pathlib.Path(__file__).parents[2] / "qlora_bf16_patch" / "engine").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_the_engine_knows_neither_the_rest_of_the_package_nor_a_library(path):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    relative = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+    assert {node.level for node in relative} <= {1}
+    absolute = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    absolute += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    assert {name.split(".")[0] for name in absolute} <= {*sys.stdlib_module_names, "wrapt", "packaging"}

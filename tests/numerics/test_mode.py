@@ -4,12 +4,11 @@ import itertools
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from torch import nn
 
-from qlora_bf16_patch.modes import Fitted
+from qlora_bf16_patch.numerics.mode import CastOnMismatch
 
-from .conftest import FLOATING, linear4bit
+from ..patches.conftest import FLOATING
 
 F = nn.functional
 INDEX = torch.tensor([0, 1])
@@ -94,7 +93,7 @@ def test_an_operation_is_cast_exactly_where_torch_refuses_it(name, autocast):
         x, other = (torch.randn(shape).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
         casts = []
         plain = attempt(operation, x, other, autocast)
-        with Fitted(dtypes[1], lambda *dtypes, casts=casts: casts.append(dtypes)):
+        with CastOnMismatch(lambda *told, casts=casts: casts.append(told) or True):
             mended = attempt(operation, x, other, autocast)
         if plain is not None:
             assert torch.equal(mended, plain), dtypes
@@ -108,37 +107,38 @@ def test_an_operation_is_cast_exactly_where_torch_refuses_it(name, autocast):
                 torch.testing.assert_close(mended.double(), operation(x.double(), other.double()), atol=0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("storage", [False, True])
-def test_activations_are_not_cast_to_a_weights_storage(storage):
-    x, stored = torch.randn(2, 4), torch.full((2, 4), 200, dtype=torch.uint8)
-    with Fitted(None, lambda *_: None, storage):
-        assert (x.to(stored.dtype).dtype == torch.float32) == storage
-        assert x.to(torch.bfloat16).dtype == torch.bfloat16
-        assert stored.to(torch.float32).dtype == torch.float32
+def test_a_product_is_computed_in_its_parameters_dtype_and_in_the_half_precision_where_it_has_none():
+    x, weight = torch.randn(2, 4).bfloat16(), nn.Parameter(torch.randn(4, 3))
+    with CastOnMismatch(), torch.no_grad():
+        with_a_parameter, with_none = x @ weight, x @ weight.data
+    assert torch.equal(with_a_parameter, (x.float() @ weight).bfloat16())
+    assert torch.equal(with_none, x @ weight.bfloat16())
 
 
-def test_a_4_bit_weight_is_dequantized_before_it_is_clamped_and_not_clamped_in_place():
-    weight = linear4bit(bias=False).weight
-    expected = dequantize_4bit(weight.data, weight.quant_state).clamp(-0.01, 0.01)
-    with Fitted(None, lambda *_: None, storage=True):
-        before = weight.data.clone()
-        weight.data.clamp_(-0.01, 0.01)
-        assert torch.equal(weight.data, before)
-        assert torch.equal(weight.clamp(-0.01, 0.01), expected)
-        assert torch.equal(torch.tensor([1, 9]).clamp(max=3), torch.tensor([1, 3]))
+def test_an_operation_without_a_rule_runs_in_the_dtype_of_its_first_operand():
+    x, other = torch.randn(2, 3, 4), torch.randn(2, 3, 4).bfloat16()
+    with pytest.raises(RuntimeError, match="scalar type"):
+        torch.cdist(x, other)
+    with CastOnMismatch() as mode:
+        mended = torch.cdist(x, other)
+    assert mode.casts == 1
+    assert torch.equal(mended, torch.cdist(x, other.float()))
 
 
-def test_a_mode_computes_products_in_its_own_dtype_where_that_is_among_the_operands():
-    x, weight = torch.randn(2, 4).bfloat16(), torch.randn(4, 3)
-    with Fitted(torch.float32, lambda *_: None):
-        in_float32 = x @ weight
-    assert torch.equal(in_float32, (x.float() @ weight).bfloat16())
-    with Fitted(None, lambda *_: None):
-        in_bfloat16 = x @ weight
-    assert torch.equal(in_bfloat16, (x @ weight.bfloat16()).float())
+def test_an_error_about_something_else_comes_through():
+    with CastOnMismatch() as mode, pytest.raises(RuntimeError, match="shape"):
+        torch.randn(2, 3).bfloat16().view(4, 5)
+    assert mode.casts == 0
+
+
+def test_a_cast_that_is_refused_is_left_to_torch():
+    x, weight = torch.randn(2, 4), torch.randn(3, 4).bfloat16()
+    with CastOnMismatch(lambda *_: False) as mode, pytest.raises(RuntimeError, match="dtype"):
+        F.linear(x, weight)
+    assert mode.casts == 0
 
 
 def test_an_operation_with_a_buffer_of_the_callers_is_left_to_torch():
     weight, x, buffer = torch.randn(3, 4).bfloat16(), torch.randn(4), torch.zeros(3)
-    with Fitted(torch.bfloat16, lambda *_: None), pytest.raises(RuntimeError, match="dtype"):
+    with CastOnMismatch(), pytest.raises(RuntimeError, match="dtype"):
         torch.mv(weight, x, out=buffer)

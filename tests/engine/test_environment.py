@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_bf16_patch.toggles import EnvironmentVariableError, Toggles, canonical
+from qlora_bf16_patch.engine.environment import Environment, EnvironmentVariableError, canonical
 
 KNOWN = ["one.first", "one.second_thing", "two.first"]
 
 
 def on(environ, default=True):
-    return {name for name in KNOWN if Toggles(environ, KNOWN).decide(name, default)[0]}
+    return {name for name in KNOWN if Environment(environ, KNOWN).decide(name, default)[0]}
 
 
 @pytest.mark.parametrize(
@@ -52,15 +52,59 @@ def test_enable_adds_what_is_off_by_default():
 )
 def test_a_typo_is_an_error_that_names_the_variable_and_suggests(variable, value, told):
     with pytest.raises(EnvironmentVariableError) as error:
-        Toggles({variable: value}, KNOWN)
+        Environment({variable: value}, KNOWN)
     assert variable in str(error.value)
     assert told in str(error.value)
 
 
+def test_a_variable_that_is_not_ours_is_said_so_in_plain_words():
+    with pytest.raises(EnvironmentVariableError) as error:
+        Environment({"QLORA_BF16_PATCH_DISABEL": "one.first"}, KNOWN)
+    assert str(error.value) == (
+        "QLORA_BF16_PATCH_DISABEL is not a variable of qlora_bf16_patch. Known: QLORA_BF16_PATCH, "
+        "QLORA_BF16_PATCH_DISABLE, QLORA_BF16_PATCH_ENABLE, QLORA_BF16_PATCH_LOG, QLORA_BF16_PATCH_STRICT. Did you "
+        "mean 'QLORA_BF16_PATCH_DISABLE'?"
+    )
+
+
+MOVED = {"Three.Gone": "one.first", "two.gone": "two.first"}
+
+
+@pytest.mark.parametrize("spelled", ["three.gone", "Three.Gone", "three.*", "*.gone,one.first"])
+@pytest.mark.parametrize("variable", ["QLORA_BF16_PATCH", "QLORA_BF16_PATCH_ENABLE", "QLORA_BF16_PATCH_DISABLE"])
+def test_the_name_of_a_patch_that_went_elsewhere_says_where(variable, spelled):
+    with pytest.raises(EnvironmentVariableError) as error:
+        Environment({variable: spelled}, KNOWN, MOVED)
+    assert variable in str(error.value)
+    assert "'three.gone' is now part of 'one.first'" in str(error.value)
+
+
+def test_a_glob_that_matches_other_patches_too_is_no_error():
+    assert on({"QLORA_BF16_PATCH": "two.*"}) == {"two.first"}
+    assert Environment({"QLORA_BF16_PATCH": "two.*"}, KNOWN, MOVED).decide("two.first", False)[0]
+
+
+NONSENSE = {
+    "QLORA_BF16_PATCH_DISABEL": "x",
+    "QLORA_BF16_PATCH_ENABLE": ",",
+    "QLORA_BF16_PATCH_DISABLE": "three.gone",
+    "QLORA_BF16_PATCH_STRICT": "tru",
+    "QLORA_BF16_PATCH_LOG": "loud",
+}
+
+
+@pytest.mark.parametrize("off", ["0", "off", "FALSE", " No "])
+def test_under_the_kill_switch_nothing_raises_whatever_else_is_set(off):
+    names = (1 / 0 for _ in range(1))  # not even the names of the patches are looked at
+    environment = Environment({**NONSENSE, "QLORA_BF16_PATCH": off}, names, MOVED)
+    assert (environment.killed, environment.strict, environment.log_level) == (True, False, None)
+    assert environment.decide("one.first", True) == (False, "environment (QLORA_BF16_PATCH)")
+
+
 def test_strict_and_the_log_level_are_read():
-    toggles = Toggles({"QLORA_BF16_PATCH_STRICT": "ON", "QLORA_BF16_PATCH_LOG": " Info"}, KNOWN)
-    assert (toggles.strict, toggles.log_level) == (True, logging.INFO)
-    assert (Toggles({}, KNOWN).strict, Toggles({}, KNOWN).log_level) == (False, None)
+    environment = Environment({"QLORA_BF16_PATCH_STRICT": "ON", "QLORA_BF16_PATCH_LOG": " Info"}, KNOWN)
+    assert (environment.strict, environment.log_level) == (True, logging.INFO)
+    assert (Environment({}, KNOWN).strict, Environment({}, KNOWN).log_level) == (False, None)
 
 
 @given(st.sampled_from(KNOWN), st.text(" \t", max_size=3), st.booleans(), st.booleans())
@@ -78,6 +122,6 @@ def test_canonical_is_idempotent(name):
 def test_any_text_is_read_or_refused_with_its_variable(values):
     environ = {"QLORA_BF16_PATCH" + suffix: value for suffix, value in values.items()}
     try:
-        Toggles(environ, KNOWN)
+        Environment(environ, KNOWN)
     except EnvironmentVariableError as error:
         assert "QLORA_BF16_PATCH" in str(error)

@@ -1,0 +1,171 @@
+"""What one patch has put in place, and how it is taken out again."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import binding, wrapping
+from .binding import call_shadowed
+from .patch import Factory
+from .wrapping import LOCK, Layer, Target, upstream
+
+__all__ = ["Installation", "Target", "call_shadowed", "upstream"]
+
+logger = logging.getLogger("qlora_bf16_patch")
+_ranks = itertools.count()
+
+
+class Installation:
+    """The wrappers and bindings of one patch.
+
+    They read ``on`` at every call: code that torch has compiled and methods that accelerate has bound keep a wrapper
+    after the class attribute is restored, and only a flag reaches them. It is an object's plain attribute, so Dynamo
+    guards on it and recompiles.
+
+    Args:
+        name: of the patch. On one object only one installation of a name is bound.
+        strict: see below.
+
+    Attributes:
+        name: of the patch.
+        on: whether the wrappers do anything.
+        strict: whether a wrapper raises where it would have cast (``QLORA_BF16_PATCH_STRICT``).
+        notes: what the wrappers noticed and the status tells, key to text.
+        reporters: asked by the status for what a patch has to tell beside the notes, sentences.
+        rank: the order of creation, in which wrappers on one target stand.
+        targets: what is to be wrapped, once it was found.
+        placed: whether everything is in place, and was not restored since.
+        layers: wrappers that stand in place, perhaps beneath another party's.
+        bound: objects that hold a binding, each with its function.
+        unbound: objects whose binding was taken out, each with its function.
+    """
+
+    def __init__(self, name: str = "", strict: bool = False) -> None:
+        self.rank = next(_ranks)
+        self.name = name or f"installation {self.rank}"
+        self.on = False
+        self.strict = strict
+        self.notes: dict[str, str] = {}
+        self.reporters: list[Callable[[], Iterable[str]]] = []
+        self.layers: list[Layer] = []
+        self.targets: tuple[Target, ...] = ()
+        self.placed = False
+        self.bound: weakref.WeakKeyDictionary[Any, Callable[..., Any]] = weakref.WeakKeyDictionary()
+        self.unbound: weakref.WeakKeyDictionary[Any, Callable[..., Any]] = weakref.WeakKeyDictionary()
+
+    @property
+    def known(self) -> bool:
+        """Whether the targets were found, be they wrapped now or restored."""
+        return bool(self.targets)
+
+    def note(self, key: str, text: str, level: int = logging.WARNING) -> None:
+        """Tell something once, in the log and from then on in the status."""
+        with LOCK:
+            new = key not in self.notes
+            self.notes.setdefault(key, text)
+        if new:
+            logger.log(level, "%s", text)
+
+    def told(self) -> tuple[str, ...]:
+        """All that the status tells of the patch."""
+        reported = [sentence for report in self.reporters for sentence in report()]
+        return tuple(dict.fromkeys([*self.notes.values(), *reported]))
+
+    def wrap(self, owner: Any, attribute: str, factory: Factory) -> None:
+        """Put a plain function over ``owner.attribute``, once; wrappers of other installations keep their order.
+
+        Args:
+            owner: a class or module.
+            attribute: the name of the function in it; it may be inherited.
+            factory: ``factory(original, installation)`` returns the wrapper. It is called again where the order of
+                wrappers demands it.
+
+        Raises:
+            Unsupported: there is no such function with Python code, or the factory refuses it.
+        """
+        others = [target for target in self.targets if target[:2] != (owner, attribute)]
+        self.install([*others, Target(owner, attribute, factory)])
+
+    def install(self, targets: Iterable[Target], wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Wrap all targets or none, and bind again what was taken out; from now on these are the targets.
+
+        The factories run without a lock, and again if somebody has changed a target meanwhile.
+
+        Args:
+            targets: those of the patch.
+            wanted: asked under the lock, before anything is changed.
+
+        Returns:
+            False if it was not wanted any more.
+        """
+        targets = tuple(targets)
+        while True:
+            changes = wrapping.plan(self, targets)
+            with LOCK:
+                if not wanted():
+                    return False
+                if wrapping.commit(changes):
+                    self.targets, self.placed = targets, True
+                    binding.refresh_rebound()
+                    for instance, function in list(self.unbound.items()):
+                        self.bind(instance, function)
+                    return True
+
+    def rewrap(self) -> None:
+        """Put back what :meth:`restore` took out."""
+        self.install(self.targets)
+
+    def bind(self, instance: Any, function: Callable[..., Any]) -> None:
+        """Shadow the forward of one object, once. The object is not kept alive.
+
+        Args:
+            instance: must be hashable by identity and weakly referable, as modules are.
+            function: a plain function, whose first argument is the object; it gets the name ``forward`` and calls what
+                it shadows with :func:`call_shadowed`. A second call with another function puts that in its place.
+        """
+        binding.bind(self, instance, function)
+
+    def rebind(self, instance: Any, attribute: str = "_old_forward") -> bool:
+        """Let an object that has kept a method from before it was patched call the patched one.
+
+        Args:
+            instance: the object.
+            attribute: where it keeps the bound method, as accelerate's hooks do.
+
+        Returns:
+            Whether it was such a method. A function that we have not wrapped is left alone, whatever it claims to be.
+        """
+        return binding.rebind(instance, attribute)
+
+    def shadowed_by(self) -> str:
+        """The functions that another party put in the place of ours; one that calls ours leaves it at work."""
+        with LOCK:
+            names = [_replacement(*target[:2]) for target in self.targets if not self._covers(target)]
+        return "; ".join(names)
+
+    def restore(self) -> bool:
+        """Flag first, then the very objects that stood there before; another party's wrapper is left alone.
+
+        Returns:
+            Whether anything was put back.
+        """
+        with LOCK:
+            self.on = self.placed = False
+            unbound = [binding.unbind(self, instance) for instance in list(self.bound)]
+            taken_out = [wrapping.take_out(layer) for layer in self.layers[::-1]]
+            binding.refresh_rebound()
+            return any(unbound + taken_out)
+
+    def _covers(self, target: Target) -> bool:
+        return wrapping.covers(target.owner, target.attribute, self.layers)
+
+
+def _replacement(owner: Any, attribute: str) -> str:
+    found = wrapping.current(owner, attribute)
+    module = getattr(found, "__module__", None)
+    name = getattr(found, "__qualname__", None) or repr(found)
+    return f"{owner.__name__}.{attribute} was replaced by {module + '.' if module else ''}{name}"

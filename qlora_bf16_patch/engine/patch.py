@@ -1,0 +1,86 @@
+"""What a patch is, and what is told about one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .installation import Installation
+
+Factory = Callable[[Any, "Installation"], Callable[..., Any]]
+"""``factory(original, installation)`` returns the plain function that takes the place of ``original``."""
+
+
+class Unsupported(Exception):
+    """Upstream lacks the shape that a patch relies on. A factory raises it; its text is the reason in the status."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """One patch, as data.
+
+    Attributes:
+        name: ``library.thing``, lower case.
+        module: the module whose import brings the target.
+        attribute: dotted path of the target inside the module, ``Class.method`` or a function; or several of them,
+            which are patched all or none.
+        load: the factory, as ``"package.module:function"``, or a callable that returns it. It is looked up only once
+            the target's library is there, so its module may import torch.
+        summary: one line for the status.
+        distribution: the library whose version gates the patch.
+        requires: version range of the distribution, as in a requirement.
+        tested: the newest version of the distribution that was tested. A newer one is patched, and the status says so.
+        default: whether the patch is on where nobody decided.
+        reports: upstream threads that it answers, ``owner/repo#N``.
+    """
+
+    name: str
+    module: str
+    attribute: str | tuple[str, ...]
+    load: str | Callable[[], Factory]
+    summary: str = ""
+    distribution: str = ""
+    requires: str = ""
+    tested: str = ""
+    default: bool = True
+    reports: tuple[str, ...] = ()
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The dotted paths of the targets."""
+        return (self.attribute,) if isinstance(self.attribute, str) else self.attribute
+
+    def factory(self) -> Factory:
+        """Import the factory. Whatever its module raises comes through."""
+        if not isinstance(self.load, str):
+            return self.load()
+        module, _, function = self.load.partition(":")
+        factory: Factory = operator.attrgetter(function)(importlib.import_module(module))
+        return factory
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """The state of one patch.
+
+    Attributes:
+        name: of the patch.
+        state: pending, active, off, skipped, failed or shadowed.
+        reason: why, for a reader.
+        decided_by: who turned it on or off: default, environment (with the variable) or call.
+        version: of the patch's library, None where it is not installed.
+        summary: what the patch does.
+        notes: what the patch noticed while it ran.
+    """
+
+    name: str
+    state: str
+    reason: str
+    decided_by: str
+    version: str | None
+    summary: str
+    notes: tuple[str, ...] = ()

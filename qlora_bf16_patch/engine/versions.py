@@ -1,0 +1,42 @@
+"""Which version of its library a patch finds, and whether it is for that one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from .patch import Patch
+
+
+def installed(distribution: str) -> str | None:
+    """The version of a distribution; None where there is none, or where nobody knows."""
+    try:
+        return importlib.metadata.version(distribution) or None
+    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError):  # no such one; no name; broken metadata
+        return None
+
+
+def refusal(patch: Patch, version: str | None) -> str | None:
+    """Why the patch is not for this version, if so. One that no range can be asked about is let through."""
+    if not patch.requires or version is None:
+        return None
+    from packaging.specifiers import SpecifierSet  # here, since it takes as long as half of wrapt to import
+    from packaging.version import InvalidVersion
+
+    try:
+        fits = SpecifierSet(patch.requires).contains(version, prereleases=True)
+    except InvalidVersion:
+        return None
+    return None if fits else f"requires {patch.distribution}{patch.requires}, found {version}"
+
+
+def newer_than_tested(patch: Patch, version: str | None) -> str | None:
+    """A note where the version is newer than the newest that the patch was tested with."""
+    if not patch.tested or version is None:
+        return None
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        newer = Version(Version(version).public) > Version(patch.tested)  # 2.13.0+cpu is no newer than 2.13.0
+    except InvalidVersion:
+        return None
+    return f"not tested with {patch.distribution} {version} (newest tested: {patch.tested})" if newer else None

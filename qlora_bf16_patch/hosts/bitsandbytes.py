@@ -1,0 +1,229 @@
+"""bitsandbytes' layers: which they are, what they compute in, what their forwards write to."""
+
+from __future__ import annotations
+
+import dis
+import importlib.metadata
+import sys
+from typing import Any
+
+import torch
+from packaging.version import Version
+from torch import nn
+
+from ..numerics.dtypes import HALF
+from ..numerics.overlay import overlay
+from ..numerics.places import modules_around
+
+_WRITABLE = "_qlora_bf16_patch_writable"  # on an overlay: its bias is nobody's
+
+# Linear4bit.forward compares its bias with the input after that was cast to the compute dtype, before 0.50 as it came.
+CASTS_FIRST = Version(importlib.metadata.version("bitsandbytes")) >= Version("0.50")
+
+
+def kbit_classes() -> tuple[type, ...]:
+    """The classes of 4- and 8-bit layers; none while bitsandbytes is not imported, and no model can have one."""
+    library: Any = sys.modules.get("bitsandbytes.nn")
+    return tuple(cls for name in ("Linear4bit", "Linear8bitLt") if (cls := getattr(library, name, None)) is not None)
+
+
+def is_kbit(module: Any) -> bool:
+    return isinstance(module, kbit_classes())
+
+
+def is_4bit(module: Any) -> bool:
+    return is_kbit(module) and hasattr(module, "compute_dtype")
+
+
+def is_kbit_model(model: torch.nn.Module) -> bool:
+    """Whether transformers loaded it in 4 or 8 bits, or it holds a quantized layer."""
+    # A layer of another class than nn.Linear (Falcon's) stays unquantized in a model that has the flag.
+    if any(getattr(model, flag, False) for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit")):
+        return True
+    return any(is_kbit(module) for module in model.modules())
+
+
+def is_kbit_weight(value: Any) -> bool:
+    """Whether a tensor is the packed weight of a 4- or 8-bit layer, whatever dtype it is stored in."""
+    library: Any = sys.modules.get("bitsandbytes.nn")
+    names = ("Params4bit", "Int8Params")
+    return isinstance(value, tuple(cls for name in names if (cls := getattr(library, name, None)) is not None))
+
+
+def refuse_integers(layer: torch.nn.Module, x: torch.Tensor) -> None:
+    """A k-bit layer computes garbage from integers, silently on some paths.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+    """
+    if not x.is_floating_point():
+        base: Any = layer
+        base = base.get_base_layer() if hasattr(base, "get_base_layer") else base
+        configured = getattr(base, "compute_dtype", None)
+        wanted = f"the layer's compute_dtype ({configured})" if configured else "a floating dtype"
+        raise TypeError(
+            f"{type(layer).__name__} was given a {x.dtype} tensor of shape {tuple(x.shape)}: its caller cast the "
+            f"activations to the weight's storage dtype, which destroys them. Cast to {wanted} instead."
+        )
+
+
+def compute_dtype(layer: Any, x: torch.Tensor) -> torch.dtype:
+    """What a k-bit layer, or an adapter on one, computes in: what was configured, else the input's dtype.
+
+    bitsandbytes' 8-bit layers have nothing to configure.
+    """
+    base = layer.__dict__["_modules"].get("base_layer")
+    if base is not None and "base_layer" in base.__dict__["_modules"]:
+        base = layer.get_base_layer()  # an adapter on an adapter
+    return (layer if base is None else base).__dict__.get("compute_dtype") or x.dtype
+
+
+def bias_of(layer: Any) -> torch.Tensor | None:
+    """The bias, also where it is no parameter: FSDP's view into its flat one.
+
+    ``nn.Module.__getattr__`` costs as much as a small operation, and is left out where it can be.
+    """
+    own = layer._parameters
+    return own["bias"] if "bias" in own else getattr(layer, "bias", None)
+
+
+def with_bias_in(layer: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """What to change in an overlay of ``layer``, so that its bias is in ``dtype``; nothing where it is.
+
+    Every release of bitsandbytes up to 0.50.2 writes ``bias.data = bias.data.to(x.dtype)`` in its forwards, which
+    rounds a trained bias for good. Here upstream's forward finds one that fits, and has nothing to write.
+    """
+    bias = bias_of(layer)
+    if bias is None or bias.dtype == dtype or _WRITABLE in layer.__dict__:
+        return {}
+    if "bias" in layer.__dict__:  # a plain attribute: FSDP's view into its flat parameter, a pruned one
+        return {"bias": bias.to(dtype)}
+    return {"_parameters": {**layer._parameters, "bias": bias.to(dtype)}}
+
+
+def with_writable_bias(layer: Any) -> Any:
+    """An overlay of a k-bit layer whose bias is a copy, for upstream to write to."""
+    bias = nn.Parameter(bias_of(layer).detach().clone(), requires_grad=False)  # type: ignore[union-attr]
+    if "bias" in layer.__dict__:
+        return overlay(layer, bias=bias, **{_WRITABLE: True})
+    return overlay(layer, _parameters={**layer._parameters, "bias": bias}, **{_WRITABLE: True})
+
+
+def untouched(layer: Any, dtype: torch.dtype, repacks: bool) -> Any:
+    """The layer, or an overlay where upstream's forward would write to a parameter."""
+    attributes = with_bias_in(layer, dtype)
+    if repacks and layer.support_avx512bf16_for_cpu:
+        attributes["support_avx512bf16_for_cpu"] = False
+    return overlay(layer, **attributes) if attributes else layer
+
+
+def repacks_weights(forward: Any) -> bool:
+    """Whether ``Linear4bit.forward`` repacks its weight on CPUs with AVX512-bf16, in evaluation.
+
+    It does from 0.49 on (``_convert_weight_packed_for_cpu``): the quantization's scales are rounded to bfloat16 for
+    good, and the result has no gradient.
+    """
+    return "support_avx512bf16_for_cpu" in getattr(getattr(forward, "__code__", None), "co_names", ())
+
+
+def overwrites_quant_state() -> bool:
+    """Whether ``matmul_4bit`` writes the input's dtype to the quant state on CPU, and so into the state dict.
+
+    That of bitsandbytes 0.48 and 0.49 does.
+    """
+    from bitsandbytes.autograd._functions import matmul_4bit
+
+    steps = dis.get_instructions(matmul_4bit)
+    return any(step.opname == "STORE_ATTR" and step.argval == "dtype" for step in steps)
+
+
+_FLOAT32_COMPUTE = (
+    "4-bit layers compute in float32 though {why}: BitsAndBytesConfig's default. If you did not mean that, set "
+    "bnb_4bit_compute_dtype to bfloat16, in BitsAndBytesConfig or among lm_eval's --model_args, or --dtype bfloat16 in "
+    "TRL."
+)
+
+
+def left_at_float32(layer: Any, given: torch.dtype | None = None) -> str | None:
+    """The warning about a compute dtype that was left at float32, where it applies to a 4-bit layer.
+
+    Args:
+        layer: a 4-bit layer.
+        given: dtype of its activations; None before there are any.
+    """
+    if layer.compute_dtype != torch.float32:
+        return None
+    if given in HALF:
+        return _FLOAT32_COMPUTE.format(why=f"they are given {given} hidden states")
+    stored = getattr(getattr(layer._parameters.get("weight"), "quant_state", None), "dtype", None)
+    if given is None and stored in HALF:
+        return _FLOAT32_COMPUTE.format(why=f"their weights were quantized from {stored}")
+    return None
+
+
+_T: Any = torch.Tensor
+
+
+class PackedWeights:
+    """What a model's code does with a packed weight as if it were a matrix, kept right inside a function mode.
+
+    Activations that are cast to the dtype in which a k-bit weight is stored stay floating (T5's feed-forward does
+    ``hidden_states.to(self.wo.weight.dtype)``). A 4-bit weight is dequantized before it is clamped, and one that is
+    frozen is not clamped in place (Gemma3n, ``self.prediction_coefs.weight.data.clamp_``; transformers 5.23.0).
+
+    Args:
+        asked: told where activations are kept floating: function, operand, the dtype they have, the one they keep.
+    """
+
+    def __init__(self, asked: Any) -> None:
+        self.asked = asked
+        self.reads: dict[Any, torch.dtype] = {}  # the modules that have read the dtype of a packed weight
+        self.data: list[torch.Tensor] = []  # what `weight.data` of a packed weight has given
+
+    @classmethod
+    def special(cls, asked: Any) -> dict[Any, Any]:
+        """The functions that are handled, for one run under the mode."""
+        self = cls(asked)
+        return {
+            _T.dtype.__get__: self._dtype,
+            _T.data.__get__: self._data,
+            torch.Tensor.to: self._to,
+            **dict.fromkeys((torch.clamp, torch.clamp_, torch.Tensor.clamp, torch.Tensor.clamp_), self._clamp),
+        }
+
+    def _dtype(self, func: Any, args: Any, kwargs: Any) -> Any:
+        dtype = func(*args, **kwargs)
+        if is_kbit_weight(args[0]) and not dtype.is_floating_point:
+            module = next(modules_around(), None)
+            if module is not None and not is_kbit(module):
+                self.reads[module] = dtype
+        return dtype
+
+    def _to(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if self.reads and args[0].is_floating_point():
+            wanted = next((value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.dtype)), None)
+            if wanted is not None and not wanted.is_floating_point:
+                if self.reads.get(next(modules_around(), None)) is wanted:
+                    if self.asked(func, "activations", wanted, args[0].dtype):
+                        return args[0]
+        return func(*args, **kwargs)
+
+    def _data(self, func: Any, args: Any, kwargs: Any) -> Any:
+        data = func(*args, **kwargs)
+        if is_kbit_weight(args[0]):
+            self.data.append(data)
+        return data
+
+    def _clamp(self, func: Any, args: Any, kwargs: Any) -> Any:
+        weight, bounds = args[0], (*args[1:], *kwargs.values())
+        packed = is_kbit_weight(weight) or any(weight is data for data in self.data)
+        if not packed or not any(isinstance(bound, float) for bound in bounds):
+            return func(*args, **kwargs)
+        if func in (torch.Tensor.clamp_, torch.clamp_):
+            self.asked(func, "packed weight", weight.dtype, weight.dtype)
+            return weight
+        if not is_kbit_weight(weight) or not self.asked(func, "packed weight", weight.dtype, weight.quant_state.dtype):
+            return func(*args, **kwargs)
+        from bitsandbytes.functional import dequantize_4bit
+
+        return func(dequantize_4bit(weight, weight.quant_state), *args[1:], **kwargs)

@@ -1,0 +1,50 @@
+"""PEFT's tuner layers: which they are, and what they read of their base layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ..numerics.overlay import overlay
+from .bitsandbytes import bias_of, is_kbit, with_writable_bias
+
+# An autograd.Function whose backward multiplies what its forward saw with gradients in autocast's dtype, where no mode
+# is: adapters in the other half precision fail there (LoHa, peft 0.21.2, HadaWeight).
+OWN_BACKWARD = {"peft.tuners.loha.layer"}
+
+
+def is_kbit_tuner(module: Any) -> bool:
+    """Whether it is an adapter's layer around a 4- or 8-bit layer."""
+    return isinstance(module, BaseTunerLayer) and is_kbit(module.get_base_layer())
+
+
+def is_kbit_layer(module: Any) -> bool:
+    """Whether it is a 4- or 8-bit layer, or an adapter's layer around one."""
+    return is_kbit(module) or is_kbit_tuner(module)
+
+
+def with_written_bias(layer: Any) -> Any:
+    """The tuner layer as upstream finds it once its base layer has cast its own bias for good.
+
+    Some methods take the base layer's bias off its result again (DoRA, BOFT, DEFT; peft 0.21.2), in the dtype that
+    bitsandbytes has written to it.
+    """
+    base = layer._modules["base_layer"]
+    bias = bias_of(base) if is_kbit(base) else None
+    if bias is None or bias.requires_grad:
+        return layer
+    return overlay(layer, _modules={**layer._modules, "base_layer": with_writable_bias(base)})
+
+
+def adapter_dtypes(layer: Any) -> set[torch.dtype]:
+    """Dtypes of the floating parameters and buffers of a tuner layer's adapters."""
+    found = set()
+    for name in layer.adapter_layer_names:
+        container = layer._modules.get(name)
+        for holder in (container, *container._modules.values()) if container is not None else ():
+            for value in () if holder is None else (*holder._parameters.values(), *holder._buffers.values()):
+                if value is not None and value.is_floating_point():
+                    found.add(value.dtype)
+    return found

@@ -1,0 +1,86 @@
+"""How a model was seen to train, in this process: under autocast or outside of it.
+
+Evaluation and generation compute as training did. The record is a plain dict that a model's layers share: deepcopy
+copies it with the model, a pickle loads without this package, and Dynamo traces reads and writes of it with no graph
+break and no recompilation (torch 2.13.0).
+"""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+_RECORD = "_qlora_bf16_patch_trained"
+# Which process a record was made in: a model that came by a pickle has lost its own forwards on the way.
+_PROCESS = uuid.uuid4().hex
+_came_by_pickle: set[str] = set()
+_models: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+def share_record(model: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> None:
+    """Let a model and those of its layers whose computing depends on it have one record."""
+    record: Any = model.__dict__.setdefault(_RECORD, {"autocast": None})
+    record["process"] = _PROCESS
+    for layer in layers:
+        layer.__dict__[_RECORD] = record
+    _models.add(model)
+
+
+def models() -> list[torch.nn.Module]:
+    """Those that have a record."""
+    return list(_models)
+
+
+def see(module: torch.nn.Module, autocast: bool, values: Iterable[Any]) -> None:
+    """A call of ``module``: where it is a training step's, its way is remembered; the last one counts.
+
+    Args:
+        module: a model, or a layer that shares its record.
+        autocast: whether autocast is on.
+        values: the call's arguments. A reentrant checkpoint runs its first forward without gradients, but on tensors
+            that require one.
+    """
+    if module.training and (torch.is_grad_enabled() or _requires_grad(values)):
+        record: Any = module.__dict__.get(_RECORD)
+        if record is not None:
+            record["autocast"] = autocast or torch.is_autocast_enabled()  # a layer on the CPU inside CUDA autocast
+
+
+def computes_as_upstream(layer: torch.nn.Module, autocast: bool, x: torch.Tensor) -> bool:
+    """Whether a call of ``layer`` is left to upstream: it has gradients, runs under autocast, or equals such a one.
+
+    Args:
+        layer: an adapter's layer.
+        autocast: whether autocast is on for its input's device.
+        x: its input.
+    """
+    record: Any = layer.__dict__.get(_RECORD)
+    if record is not None and record["process"] != _PROCESS:
+        _came_by_pickle.add(type(layer).__name__)
+    see(layer, autocast, (x,))
+    if autocast or torch.is_grad_enabled():
+        return True
+    return record is not None and record["autocast"] is False
+
+
+def _requires_grad(values: Iterable[Any]) -> bool:
+    return any(isinstance(value, torch.Tensor) and value.requires_grad for value in values)
+
+
+def seen() -> list[str]:
+    """A sentence for each model that was seen to train, and for those of which nothing is known."""
+    told = [
+        f"{name} layers of a model that came by a pickle are at work: what is not quantized in it is not mended before "
+        "qlora_bf16_patch.guard(model)"
+        for name in sorted(_came_by_pickle)
+    ]
+    for model in models():
+        autocast = model.__dict__[_RECORD]["autocast"]
+        if autocast is not None:
+            where = "under autocast" if autocast else "outside of autocast"
+            told.append(f"{type(model).__name__} was seen to train {where}: it evaluates and generates as it trained")
+    return told

@@ -1,0 +1,58 @@
+"""A call that failed halfway is run again as if it had not been: what it wrote to its arguments is taken back.
+
+A cache of keys and values is such an argument (transformers' ``past_key_values``). Which class it is does not matter:
+what hangs on the object is remembered, and tensors that were written to in place are told by their version.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+_PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
+_OPAQUE = (torch.nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
+_MOST = 4096  # holders: what is larger is no cache, and is not worth the look
+
+
+class Snapshot:
+    """What hangs on the arguments of a call that may be changed by it."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self._tensors: list[tuple[torch.Tensor, int]] = []
+        self._holders: list[tuple[Any, Any]] = []  # a dict or list, and a copy of it
+        todo = [value for value in values if not isinstance(value, torch.Tensor)]
+        seen = set()
+        while todo and len(self._holders) < _MOST:  # one frame, since this is done at each call with a cache
+            value = todo.pop()
+            if isinstance(value, torch.Tensor):
+                self._tensors.append((value, 0 if value.is_inference() else value._version))
+            elif isinstance(value, _PLAIN) or isinstance(value, _OPAQUE) or id(value) in seen:
+                continue
+            elif isinstance(value, tuple):
+                todo.extend(value)
+            else:
+                seen.add(id(value))
+                holder = value if isinstance(value, (dict, list)) else getattr(value, "__dict__", None)
+                if isinstance(holder, dict):
+                    self._holders.append((holder, dict(holder)))
+                    todo.extend(holder.values())
+                elif holder is not None:
+                    self._holders.append((holder, list(holder)))
+                    todo.extend(holder)
+
+    def restore(self) -> bool:
+        """Put everything back.
+
+        Returns:
+            False where a tensor was written to in place, which cannot be taken back, or may have been: tensors made in
+        inference mode have no version. Nothing is changed then.
+        """
+        if any(tensor.is_inference() or tensor._version != version for tensor, version in self._tensors):
+            return False
+        for holder, before in self._holders:
+            holder.clear()
+            holder.update(before) if isinstance(holder, dict) else holder.extend(before)
+        return True

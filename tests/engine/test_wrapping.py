@@ -1,0 +1,333 @@
+"""Wrappers on one method: their order, other parties among them, and what comes back."""
+
+import functools
+import itertools
+import sys
+import types
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from qlora_bf16_patch.engine.installation import Installation, call_shadowed, upstream
+from qlora_bf16_patch.engine.patch import Patch, Unsupported
+
+from .conftest import make_registry, make_registry_of, says_its_name, says_patched
+
+
+def call(library):
+    return library.Layer().forward().split()
+
+
+def states(registry):
+    return {status.name: status.state for status in registry.status()}
+
+
+ORDERS = list(itertools.permutations(["first", "second", "third"]))
+
+
+@pytest.mark.parametrize("before", ["uninstall", "off from the start"])
+@pytest.mark.parametrize("order", ORDERS, ids=" ".join)
+def test_wrappers_stand_in_the_order_of_registration_in_whatever_order_they_come(library, order, before):
+    original = vars(library.Layer)["forward"]
+    options = order if before == "off from the start" else ()
+    registry = make_registry_of("first", "second", "third", options=options)
+    registry.uninstall()
+    for count, name in enumerate(order, 1):
+        registry.enable(f"fake.{name}")
+        expected = [one for one in ("third", "second", "first") if one in order[:count]]
+        assert call(library) == [*expected, "original"]
+    registry.uninstall()
+    assert vars(library.Layer)["forward"] is original
+
+
+def test_each_factory_can_look_at_upstreams_own_function(library):
+    original = vars(library.Layer)["forward"]
+    seen = []
+
+    def looks(function, installation):
+        seen.append(upstream(function))
+        return says_its_name(function, installation)
+
+    registry = make_registry_of("first", "second")
+    registry.register(Patch("fake.third", "fake_library", "Layer.forward", lambda: looks))
+    registry.uninstall()
+    registry.enable("fake.third")
+    registry.enable()
+    assert len(seen) > 2
+    assert set(seen) == {original}
+
+
+def test_another_partys_wrapper_is_not_looked_through_for_upstreams_own_function(library):
+    original = vars(library.Layer)["forward"]
+    theirs = library.Layer.forward = functools.wraps(original)(lambda self: "theirs " + original(self))
+    make_registry_of("first", "second")
+    assert call(library) == ["second", "first", "theirs", "original"]
+    assert upstream(library.Layer.forward) is theirs
+
+
+def wrapped_by(library, way):
+    """Another party's wrapper around whatever stands on the class; few of them use ``functools.wraps``."""
+    below = library.Layer.forward
+    if way == "closure":
+        library.Layer.forward = lambda self: "theirs " + below(self)
+    elif way == "functools.wraps":
+        library.Layer.forward = functools.wraps(below)(lambda self: "theirs " + below(self))
+    elif way == "default":
+        library.Layer.forward = lambda self, below=below: "theirs " + below(self)
+    elif way == "global":
+        namespace = {"below": below}
+        exec("def forward(self): return 'theirs ' + below(self)", namespace)
+        library.Layer.forward = namespace["forward"]
+    elif way == "attribute of the class":
+        library.Layer.forward_before = below
+        library.Layer.forward = lambda self: "theirs " + self.forward_before()
+    elif way == "partial":
+        bound = functools.partial(says_theirs, below)
+        library.Layer.forward = lambda self: bound(self)
+
+
+def says_theirs(below, self):
+    return "theirs " + below(self)
+
+
+WAYS = ["closure", "functools.wraps", "default", "global", "attribute of the class", "partial"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_partys_wrapper_around_ours_leaves_it_active_and_nothing_is_called_twice(library, way):
+    registry = make_registry_of("first", "second")
+    wrapped_by(library, way)
+    theirs = vars(library.Layer)["forward"]
+    for _ in range(2):
+        assert call(library) == ["theirs", "second", "first", "original"]
+        assert set(states(registry).values()) == {"active"}
+        registry.uninstall()
+        assert vars(library.Layer)["forward"] is theirs
+        assert call(library) == ["theirs", "original"]
+        registry.enable()
+
+
+def test_another_partys_wrapper_between_ours_keeps_its_place(library):
+    registry = make_registry_of("first", "second", options=["second"])
+    wrapped_by(library, "closure")
+    theirs = vars(library.Layer)["forward"]
+    registry.enable("fake.second")
+    assert call(library) == ["second", "theirs", "first", "original"]
+    registry.uninstall()
+    assert vars(library.Layer)["forward"] is theirs
+    registry.enable("fake.first")
+    assert call(library) == ["theirs", "first", "original"]
+    registry.enable("fake.second")
+    assert call(library) == ["second", "theirs", "first", "original"]
+
+
+def test_a_wrapper_that_another_party_took_away_again_is_patched_as_before(library):
+    registry = make_registry_of("first")
+    ours = vars(library.Layer)["forward"]
+    wrapped_by(library, "closure")
+    library.Layer.forward = ours
+    registry.enable()
+    assert call(library) == ["first", "original"]
+
+
+def test_a_replacement_shadows_until_enable_wraps_it(library):
+    registry = make_registry_of("first")
+    library.Layer.forward = lambda self: "replacement"
+    assert states(registry) == {"fake.first": "shadowed"}
+    assert call(library) == ["replacement"]
+    registry.enable()
+    assert states(registry) == {"fake.first": "active"}
+    assert call(library) == ["first", "replacement"]
+
+
+def test_the_end_of_a_block_wraps_what_was_replaced_inside_it(library):
+    registry = make_registry_of("first")
+    with registry.disabled():
+        library.Layer.forward = lambda self: "replacement"
+    assert states(registry) == {"fake.first": "active"}
+    assert call(library) == ["first", "replacement"]
+
+
+def test_a_block_after_an_uninstall_leaves_the_very_object(library):
+    original = vars(library.Layer)["forward"]
+    registry = make_registry_of("first")
+    registry.uninstall()
+    with registry.enabled():
+        assert call(library) == ["first", "original"]
+    assert vars(library.Layer)["forward"] is original
+
+
+def test_several_targets_are_patched_all_or_none(library):
+    library.Other = type("Other", (), {"forward": lambda self: "other"})
+    both = ("Layer.forward", "Other.forward")
+    registry = make_registry(attribute=both)
+    assert (library.Layer().forward(), library.Other().forward()) == ("patched", "patched")
+    registry.uninstall()
+    assert (library.Layer().forward(), library.Other().forward()) == ("original", "other")
+    original = vars(library.Layer)["forward"]
+    with pytest.warns(RuntimeWarning, match=r"has no Gone\.forward"):
+        make_registry(attribute=("Layer.forward", "Gone.forward"))
+    assert vars(library.Layer)["forward"] is original
+
+
+class Refuses(type):
+    """A class that lets nobody set its attributes, as one written in C."""
+
+    def __setattr__(cls, name, value):
+        raise TypeError("immutable")
+
+
+def test_a_target_that_cannot_be_set_leaves_the_others_of_its_patch_alone(library):
+    original = vars(library.Layer)["forward"]
+    library.Sealed = Refuses("Sealed", (), {"forward": lambda self: "sealed"})
+    with pytest.warns(RuntimeWarning, match="TypeError: immutable"):
+        registry = make_registry(attribute=("Layer.forward", "Sealed.forward"))
+    assert states(registry) == {"fake.layer": "failed"}
+    assert vars(library.Layer)["forward"] is original
+    assert library.Sealed().forward() == "sealed"
+
+
+def test_an_inherited_method_stands_beneath_later_wrappers_and_goes_with_the_last_one(library):
+    child = type("Child", (library.Layer,), {})
+    first, second = Installation("fake.first"), Installation("fake.second")
+    first.on = second.on = True
+    second.wrap(child, "forward", says_its_name)
+    first.wrap(child, "forward", says_its_name)
+    assert child().forward() == "second first original"
+    second.restore()
+    first.restore()
+    assert "forward" not in vars(child)
+
+
+@pytest.mark.parametrize("give", [lambda original: original, functools.partial, lambda original: None])
+def test_a_factory_must_give_a_new_plain_function(library, give):
+    with pytest.raises(TypeError, match="plain function"):
+        Installation().wrap(library.Layer, "forward", lambda original, installation: give(original))
+
+
+def test_a_vanished_method_is_unsupported(library):
+    with pytest.raises(Unsupported, match=r"Layer\.gone is gone"):
+        Installation().wrap(library.Layer, "gone", says_patched)
+
+
+def kept_before(library):
+    """An object of which accelerate has kept the method, before the patches came."""
+    layer = library.Layer()
+    layer._old_forward = layer.forward
+    return layer
+
+
+def test_a_kept_method_becomes_the_patched_one_and_comes_back(library):
+    layer = kept_before(library)
+    registry = make_registry_of("first", "second")
+    assert layer._old_forward() == "original"
+    assert registry.installation("fake.first").rebind(layer)
+    assert layer._old_forward() == "second first original"
+    assert not registry.installation("fake.first").rebind(layer)
+    before = library.Layer.forward
+    registry.uninstall()
+    assert layer._old_forward == types.MethodType(upstream(before), layer)
+    registry.enable()
+    assert layer._old_forward() == "second first original"
+
+
+def test_a_kept_method_beneath_a_binding_becomes_the_patched_one(library):
+    layer = kept_before(library)
+    registry = make_registry_of("first")
+    binder = Installation("binder")
+
+    def forward(self):
+        return "bound " + call_shadowed(binder, self)
+
+    binder.bind(layer, forward)
+    binder.rebind(layer)
+    assert layer._old_forward() == "bound first original"
+    binder.restore()
+    assert layer._old_forward() == "first original"
+    registry.uninstall()
+    assert layer._old_forward() == "original"
+
+
+def test_a_kept_method_of_another_party_stays_whatever_it_says_to_wrap(library):
+    original = vars(library.Layer)["forward"]
+    theirs = functools.wraps(original)(lambda self: "theirs " + original(self))
+    layer = library.Layer()
+    kept = layer._old_forward = types.MethodType(theirs, layer)
+    registry = make_registry_of("first")
+    assert not registry.installation("fake.first").rebind(layer)
+    assert vars(layer)["_old_forward"] is kept
+
+
+def test_a_kept_method_does_not_get_another_partys_wrapper(library):
+    layer = kept_before(library)
+    registry = make_registry_of("first", "second", options=["second"])
+    wrapped_by(library, "functools.wraps")
+    registry.enable("fake.second")
+    registry.installation("fake.first").rebind(layer)
+    assert layer._old_forward() == "first original"
+
+
+class Toggling(RuleBasedStateMachine):
+    """Whatever is switched, and whoever wraps meanwhile: each patch that is on is called once, each party once."""
+
+    names = ("first", "second", "third")
+
+    def __init__(self):
+        super().__init__()
+
+        class Layer:
+            def forward(self):
+                return "original"
+
+        self.library = sys.modules["fake_library"] = types.ModuleType("fake_library")
+        self.library.Layer = Layer
+        self.registry = make_registry_of(*self.names, options=["third"])
+        self.on = {"first", "second"}
+        self.theirs = []  # another party's wrappers, the last one on top when it was put there
+
+    def teardown(self):
+        del sys.modules["fake_library"]
+
+    @rule(name=st.sampled_from(names))
+    def enable(self, name):
+        self.registry.enable(f"fake.{name}")
+        self.on.add(name)
+
+    @rule(name=st.sampled_from(names))
+    def disable(self, name):
+        self.registry.disable(f"fake.{name}")
+        self.on.discard(name)
+
+    @rule(take_out=st.booleans())
+    def reset(self, take_out):
+        if take_out:
+            self.registry.uninstall()
+        self.registry.reset()
+        self.on = {"first", "second"}
+
+    @rule()
+    def uninstall(self):
+        self.registry.uninstall()
+        self.on = set()
+
+    @precondition(lambda self: len(self.theirs) < 3)
+    @rule(way=st.sampled_from(WAYS))
+    def wrap(self, way):
+        if way == "attribute of the class" and hasattr(self.library.Layer, "forward_before"):
+            return
+        wrapped_by(self.library, way)
+        self.theirs.append(vars(self.library.Layer)["forward"])
+
+    @invariant()
+    def each_is_called_once(self):
+        calls = call(self.library)
+        assert sorted(calls[:-1]) == sorted([*self.on, *["theirs"] * len(self.theirs)])
+        for together in " ".join(calls[:-1]).split("theirs"):
+            assert together.split() == [name for name in reversed(self.names) if name in together]
+        assert {name[5:] for name, state in states(self.registry).items() if state == "active"} == self.on
+
+
+TestToggling = Toggling.TestCase
+TestToggling.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)

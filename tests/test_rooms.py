@@ -1,0 +1,54 @@
+"""What a folder of the package may know: arrows point down only."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import qlora_bf16_patch
+
+ROOT = Path(qlora_bf16_patch.__file__).parent
+HOSTS = {"bitsandbytes", "peft", "accelerate", "transformers", "trl", "deepspeed"}
+# Folder: those of ours that it may import beside itself, and the libraries.
+ROOMS = {
+    "engine": (set(), {"wrapt", "packaging"}),
+    "numerics": (set(), {"torch"}),
+    "hosts": ({"numerics"}, {"torch", "packaging", *HOSTS}),
+    "watching": ({"numerics"}, {"torch"}),
+    "patches": ({"engine", "numerics", "hosts", "watching"}, {"torch"}),
+}
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imported(path):
+    """The absolute names of all modules that a file imports, wherever it does."""
+    package = ["qlora_bf16_patch", *path.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            yield from ([module] if node.module else [f"{module}.{alias.name}" for alias in node.names])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_what_its_folder_may_know(path):
+    room = path.relative_to(ROOT).parts[0]
+    ours, libraries = ROOMS[room]
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top == "qlora_bf16_patch":
+            assert rest[0] in {room, *ours}, name
+        else:
+            assert top in libraries | sys.stdlib_module_names, name
+
+
+def test_every_folder_has_its_rules():
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_read_in_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= 260
