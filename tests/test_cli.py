@@ -31,6 +31,7 @@ def test_every_patch_has_a_row_and_what_is_on_is_active():
         row = rows[patch.name]
         assert (row["state"], row["decided_by"]) == ("active" if patch.default else "off", "default")
         assert row["version"]
+        assert not any("not tested with" in note for note in row["notes"])
 
 
 def test_the_table_shows_name_state_reason_decider_and_version():

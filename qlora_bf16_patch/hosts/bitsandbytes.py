@@ -28,7 +28,8 @@ def kbit_classes() -> tuple[type, ...]:
 
 
 def is_kbit(module: Any) -> bool:
-    return isinstance(module, kbit_classes())
+    """Whether it is a 4- or 8-bit layer. Not isinstance: that may ask the object, and run code of others."""
+    return issubclass(type(module), kbit_classes())
 
 
 def is_4bit(module: Any) -> bool:

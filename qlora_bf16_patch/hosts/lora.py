@@ -22,6 +22,8 @@ _OTHERS = {"r", "lora_alpha", "scaling", "lora_dropout", "use_dora", "use_rslora
 _NAMES, _OTHER_NAMES = LoraLayer.adapter_layer_names, LoraLayer.other_param_names
 _IS_KNOWN = _LAYERS.issuperset(_NAMES) and _OTHERS.issuperset(_OTHER_NAMES)
 
+_KBIT = kbit_classes()  # PEFT has imported bitsandbytes for its own layers
+
 # torch's own forward and call; None where another party had put its own in their place before this was imported.
 _FORWARD = nn.Linear.forward if nn.Linear.forward.__globals__ is vars(torch_linear) else None
 _CALL = nn.Module.__call__ if nn.Module.__call__.__globals__ is vars(torch_module) else None
@@ -67,7 +69,7 @@ def plain_adapters(layer: Any, x: torch.Tensor) -> list[Adapter] | None:
 def base_is_plain(base: Any) -> bool:
     """Whether calling a LoRA layer's base layer runs the k-bit layer's forward and nothing beside."""
     own = base.__dict__
-    return not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own) and type(base) in kbit_classes()
+    return not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own) and type(base) in _KBIT
 
 
 def is_dora(layer: Any) -> bool:

@@ -17,7 +17,7 @@ OWN_BACKWARD = {"peft.tuners.loha.layer"}
 
 def is_kbit_tuner(module: Any) -> bool:
     """Whether it is an adapter's layer around a 4- or 8-bit layer."""
-    return isinstance(module, BaseTunerLayer) and is_kbit(module.get_base_layer())
+    return issubclass(type(module), BaseTunerLayer) and is_kbit(module.get_base_layer())
 
 
 def is_kbit_layer(module: Any) -> bool:

@@ -79,7 +79,8 @@ def _entries(module: nn.Module) -> Iterator[nn.Module]:
     """The modules that a program calls: the model, and its stacks of layers, an encoder's, which generation calls."""
     yield module
     for child in module.children():
-        if isinstance(child, nn.ModuleList) or _forward_for(child) is not None:  # a parametrization is a ModuleList
+        cls: Any = type(child)
+        if isinstance(child, nn.ModuleList) or _kind(cls) is not None:  # a parametrization is a ModuleList
             continue
         if any(isinstance(part, nn.ModuleList) for part in child.modules()):
             yield from _entries(child)

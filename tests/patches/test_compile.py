@@ -120,6 +120,28 @@ def test_the_patches_add_no_graph_break_and_no_recompilation():
     assert graphs(model) <= unpatched
 
 
+def test_that_training_is_seen_costs_no_graph_break_and_no_recompilation():
+    def graphs():
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounter()
+        model, x = lora_model(toy=Toy(bias=False, head=False)), torch.randn(2, 64)
+        compiled = torch.compile(model, backend=counter, fullgraph=True)
+        for _ in range(3):
+            model.train()
+            compiled(x).sum().backward()
+            model.eval()
+            with torch.no_grad():
+                compiled(x)
+        return counter.frame_count
+
+    with qlora_bf16_patch.disabled():
+        unpatched = graphs()
+    assert graphs() == unpatched == 2
+    assert any(
+        "was seen to train outside of autocast" in note for row in qlora_bf16_patch.status() for note in row.notes
+    )
+
+
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")  # the attributes of a stand-in
 def test_a_patched_model_is_exported():
     model, x = lora_model(toy=Block()), torch.randn(1, 4, 64)

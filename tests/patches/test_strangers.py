@@ -16,8 +16,9 @@ from torch.nn.utils import parametrizations
 
 import qlora_bf16_patch
 from qlora_bf16_patch.hosts import lora as host
+from qlora_bf16_patch.patches import boundary
 
-from .conftest import Toy, lora_model
+from .conftest import lora_model
 from .test_boundary import Model, Twice
 
 
@@ -108,16 +109,14 @@ def test_a_copied_head_of_another_class_is_guarded_once():
     assert torch.equal(head(x), 2 * once)
 
 
-def test_what_cannot_be_looked_at_breaks_nothing_and_is_told():
-    class Broken(Toy):
-        def __init__(self):
-            super().__init__()
-            self.odd = nn.Linear(2, 2)
-
-    model = Broken()
-    model.odd.__class__ = type("Odd", (nn.Linear,), {"forward": property(lambda self: 1 / 0)})
+def test_a_module_that_cannot_be_looked_at_is_left_alone_and_told(monkeypatch):
+    model, look = Model(nn.Linear(64, 64)), boundary._forward_for
+    model.odd = nn.Bilinear(2, 2, 2)
+    monkeypatch.setattr(boundary, "_forward_for", lambda module: 1 / 0 if module is model.odd else look(module))
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["proj"]))
-    assert adapted(torch.randn(2, 64)).shape == (2, 8)
+    assert adapted(torch.randn(2, 64)).shape == (2, 64)
+    (row,) = (row for row in qlora_bf16_patch.status() if row.name == "peft.boundary")
+    assert any(note.startswith("odd could not be looked at, and is left as it is") for note in row.notes)
 
 
 def test_a_layout_of_lora_that_was_never_looked_at_takes_upstreams_forward_and_has_the_same_bits(monkeypatch):
