@@ -33,6 +33,7 @@ from .linear4bit import warn_of_float32
 
 NAME = "peft.boundary"
 _watches: weakref.WeakKeyDictionary[Installation, Watch] = weakref.WeakKeyDictionary()
+_entry_forwards: set[Callable[..., Any]] = set()
 
 
 def inject_adapter(original: Any, installation: Installation) -> Callable[..., Any]:
@@ -106,9 +107,9 @@ def _kind(cls: Any) -> str | None:
 
 
 def _mark(installation: Installation, module: nn.Module, path: str) -> None:
-    """A module in which the watch has seen a cast; one that has a forward of ours asks the watch anyway."""
-    if PATH not in module.__dict__:
-        module.__dict__[PATH] = path
+    """A module in which the watch has seen a cast."""
+    module.__dict__.setdefault(PATH, path)
+    if getattr(module.__dict__.get("forward"), "__func__", None) not in _entry_forwards:  # those ask by themselves
         cls: Any = type(module)
         installation.bind(module, _marked(installation, cls))
 
@@ -128,8 +129,11 @@ def _entry(installation: Installation, cls: Any) -> Callable[..., Any]:
 
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not installation.on or (here.kind is not None and not torch.compiler.is_compiling()):
+        if not installation.on:
             return call_shadowed(installation, self, *args, **kwargs)
+        if here.kind is not None and not torch.compiler.is_compiling():  # inside of another one
+            with watch.mode(self) if watch.found_in(self) else NOTHING:
+                return call_shadowed(installation, self, *args, **kwargs)
         values = (*args, *kwargs.values())
         training.see(self, _autocast_around(values), values)
         if torch.compiler.is_compiling():
@@ -137,6 +141,7 @@ def _entry(installation: Installation, cls: Any) -> Callable[..., Any]:
         call = functools.partial(call_shadowed, installation, self, *args, **kwargs)
         return watch.call(self, call, args, kwargs)
 
+    _entry_forwards.add(forward)
     return forward
 
 

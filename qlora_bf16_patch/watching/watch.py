@@ -92,6 +92,10 @@ class Watch:
         kinds = self._marked.get(module)
         return here.kind is None or kinds is None or here.kind in kinds
 
+    def found_in(self, module: torch.nn.Module) -> bool:
+        """Whether operations of a module's own forward were found to need a cast in the call that is running."""
+        return here.kind in self._marked.get(module, ())
+
     def call(self, root: torch.nn.Module, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``call()``, a call of ``root`` with these arguments, in a thread where no watched one is running."""
         kind = kind_of(root, args, kwargs)

@@ -1,0 +1,230 @@
+"""peft.boundary: what a first call of a kind did not show is found, and a call that works never runs twice."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import qlora_bf16_patch
+
+from .conftest import Toy, linear4bit, lora_model
+
+F32, BF16 = torch.float32, torch.bfloat16
+
+
+class Counted(nn.Module):
+    """It counts the calls of its forward."""
+
+    calls = 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return super().__call__(*args, **kwargs)
+
+
+class Stack(Counted):
+    """A stack of layers that merges in its own forward what the layers' norms have promoted."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(64, 64)])
+        self.table = nn.Parameter(torch.zeros(1, 4, 64, dtype=BF16))
+
+    def forward(self, x):
+        merged = self.table.clone()
+        merged[torch.ones(1, 4, dtype=torch.bool)] = self.layers[0](x).flatten(0, 1)
+        return merged
+
+
+class Experts(Counted):
+    """One of two matrices is taken, by the first entry; so is a branch of the model's own code."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList([Expert(), Expert()])
+
+    def forward(self, x, cache=None):
+        if cache is not None:
+            cache.append(x.dtype)
+        chosen = int(x.flatten()[0] > 0)
+        if chosen:
+            x = x @ self.experts[0].gate @ self.experts[0].gate.T
+        return self.experts[chosen](x)
+
+
+class Expert(Counted):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.randn(64, 64, dtype=BF16) / 8)
+
+    def forward(self, x):
+        return x @ self.gate
+
+
+class Model(Toy):
+    def __init__(self, part):
+        super().__init__(head=False)
+        self.part = part
+
+    def forward(self, x, **kwargs):
+        return self.part(self.proj(x), **kwargs)
+
+
+def inputs(model):
+    """One for the branch that :class:`Experts` takes for the least first entry, and one for the other."""
+    found = sorted((torch.randn(1, 4, 64) for _ in range(16)), key=lambda x: model.base_model.model.proj(x)[0, 0, 0])
+    return found[0], found[-1]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_operations_in_a_stacks_own_forward_are_cast_and_no_call_runs_twice(gradients):
+    stack = Stack()
+    model, x = lora_model(toy=Model(stack)), torch.randn(1, 4, 64)
+    with torch.set_grad_enabled(gradients):
+        first = model(x)
+        for _ in range(3):
+            assert torch.equal(model(x), first)
+    assert stack.calls == 4
+
+
+def test_a_branch_and_an_expert_that_the_first_call_did_not_take_are_found_and_then_known():
+    experts = Experts()
+    model = lora_model(toy=Model(experts)).eval()
+    one, other = sorted(
+        (torch.randn(1, 4, 64) for _ in range(16)), key=lambda x: model.base_model.model.proj(x)[0, 0, 0]
+    )[::15]
+    with torch.no_grad():
+        assert model(one).dtype == F32
+        calls = experts.calls
+        assert model(other).dtype == F32
+        assert experts.calls == calls + 2  # it raised, and was run again
+        for x in (one, other, one, other):
+            assert model(x).dtype == F32
+        assert experts.calls == calls + 6
+
+
+def test_what_a_call_that_is_run_again_has_written_to_its_arguments_is_taken_back():
+    experts, cache = Experts(), Appended()
+    model = lora_model(toy=Model(experts)).eval()
+    one, other = sorted(
+        (torch.randn(1, 4, 64) for _ in range(16)), key=lambda x: model.base_model.model.proj(x)[0, 0, 0]
+    )[::15]
+    with torch.no_grad():
+        model(one, cache=cache)
+        model(other, cache=cache)
+    assert experts.calls == 3
+    assert len(cache.seen) == 2
+
+
+class Appended:
+    """A cache that new states are appended to, as transformers' DynamicCache."""
+
+    def __init__(self):
+        self.seen = []
+
+    def append(self, dtype):
+        self.seen = [*self.seen, dtype]
+
+
+class Buffer:
+    """A cache that is written to in place."""
+
+    def __init__(self):
+        self.seen = torch.zeros(1)
+
+    def append(self, _dtype):
+        self.seen += 1
+
+
+def test_a_call_that_wrote_in_place_is_not_run_again_says_so_and_the_next_one_is_mended():
+    experts, cache = Experts(), Buffer()
+    model = lora_model(toy=Model(experts)).eval()
+    one, other = sorted(
+        (torch.randn(1, 4, 64) for _ in range(16)), key=lambda x: model.base_model.model.proj(x)[0, 0, 0]
+    )[::15]
+    with torch.no_grad():
+        model(one, cache=cache)
+        with pytest.raises(RuntimeError, match="dtype") as raised:
+            model(other, cache=cache)
+        if hasattr(raised.value, "__notes__"):
+            assert "The next call of this kind is watched" in raised.value.__notes__[0]
+        assert model(other, cache=cache).dtype == F32
+    assert cache.seen == 3
+
+
+class Raises(Counted):
+    error = RuntimeError("expected my own dtype to match")
+
+    def forward(self, x):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("out of memory"), ValueError("no such token")])
+def test_an_error_of_the_models_own_comes_through_and_the_call_is_not_run_again(error):
+    part = Raises()
+    part.error = error
+    model, x = lora_model(toy=Model(part)), torch.randn(1, 4, 64)
+    for calls in (1, 2):
+        with pytest.raises(type(error)) as raised:
+            model(x)
+        assert raised.value is error
+        assert part.calls == calls
+
+
+def test_a_deep_copy_is_watched_anew():
+    model, x = lora_model(toy=Model(Expert())), torch.randn(1, 4, 64)
+    expected = model(x)
+    other = copy.deepcopy(model)
+    for _ in range(2):
+        assert torch.equal(other(x), expected)
+
+
+def test_one_thread_trains_while_another_generates():
+    model, x = lora_model(toy=Model(Expert())).train(), torch.randn(1, 4, 64)
+    failures = []
+
+    def train():
+        for _ in range(20):
+            with torch.autocast("cpu", BF16):
+                model(x).sum().backward()
+
+    def generate():
+        with torch.no_grad():
+            for _ in range(20):
+                assert model(x).dtype == F32
+
+    def run(target):
+        try:
+            target()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(target,)) for target in (train, generate, train, generate)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_head_that_was_put_in_later_is_mended_without_a_call():
+    model, x = lora_model(), torch.randn(2, 64)
+    model(x)
+    model.base_model.model.head = nn.Linear(64, 16, dtype=BF16)
+    for _ in range(2):
+        assert model(x).shape == (2, 16)
+
+
+def test_a_users_own_module_around_a_backbone_is_mended_by_guard():
+    outer = nn.Sequential(lora_model(toy=Toy(head=False)), nn.Linear(64, 64, dtype=BF16), nn.ReLU(), Expert())
+    x = torch.randn(2, 64)
+    with pytest.raises(RuntimeError, match="dtype"):
+        outer(x)
+    assert qlora_bf16_patch.guard(outer)(x).dtype == F32
+
+
+def test_a_single_quantized_layer_is_guarded():
+    layer, x = linear4bit(), torch.randn(2, 64)
+    assert torch.equal(qlora_bf16_patch.guard(layer)(x), linear4bit()(x))
