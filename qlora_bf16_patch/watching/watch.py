@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
 
 from ..numerics.checkpoints import rerun_within
 from ..numerics.mode import CastOnMismatch
@@ -79,10 +81,11 @@ class Watch:
         asked = functools.partial(self._asked, module, marks)
         return CastOnMismatch(asked, self._special(asked))
 
-    def mode_while_compiling(self) -> CastOnMismatch:
-        """Dynamo traces the mode, and has no frames to read."""
-        asked = self._refused_while_compiling if self._strict() else None
-        return CastOnMismatch(asked)
+    def while_compiling(self) -> contextlib.AbstractContextManager[Any]:
+        """The mode, once. Dynamo traces it at no cost at run time, and has no frames to read."""
+        if any(isinstance(mode, CastOnMismatch) for mode in _get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
+            return contextlib.nullcontext()
+        return CastOnMismatch(self._refused_while_compiling if self._strict() else None)
 
     def needs_cast(self, module: torch.nn.Module) -> bool:
         """Whether a marked module is to run under the mode: for the kinds of call that were found to need it.

@@ -111,6 +111,76 @@ def test_a_module_is_touched_exactly_where_torch_would_have_raised(kind, autocas
     assert bool(raised) == (kind != "an RMS norm" and (not autocast or "norm" in kind))
 
 
+def normalized(dtype):
+    norm = nn.BatchNorm1d(3, dtype=dtype)
+    norm.running_mean, norm.running_var = (torch.rand(3).to(torch.bfloat16) for _ in range(2))
+    return norm
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_batch_norm_whose_statistics_have_another_dtype_updates_them_in_their_own(dtype, training):
+    torch.manual_seed(0)
+    norm, x = normalized(torch.float32), torch.randn(8, 3, 4).to(dtype)
+    reference = copy.deepcopy(norm).double().train(training)
+    model = lora_model(toy=Model(norm)).train(training)
+    with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match=r"scalar type|mixed dtype"):
+        model(x)
+    for _ in range(2):
+        result, expected = model(x), reference(x.double())
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), expected, atol=5e-2, rtol=5e-2)
+    assert norm.running_mean.dtype == norm.running_var.dtype == torch.bfloat16
+    torch.testing.assert_close(norm.running_mean.double(), reference.running_mean, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(norm.running_var.double(), reference.running_var, atol=2e-2, rtol=2e-2)
+
+
+RECURRENT = [nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell]
+
+
+@pytest.mark.parametrize("cls", RECURRENT, ids=lambda cls: cls.__name__)
+def test_a_recurrent_layer_takes_what_torch_compares_in_python_and_refuses(cls):
+    torch.manual_seed(0)
+    layer, x = cls(64, 8).to(torch.bfloat16), torch.randn(3, 64)
+    model = lora_model(toy=Model(layer))
+    with qlora_bf16_patch.disabled(), pytest.raises((RuntimeError, ValueError), match="type"):
+        model(x)
+    result, expected = model(x), layer.double()(x.double())
+    while isinstance(result, tuple):
+        result, expected = result[0], expected[0]
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), expected, atol=2e-2, rtol=2e-2)
+
+
+class Pooling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [Pooling, lambda: nn.TransformerEncoderLayer(64, 4, 64, batch_first=True)],
+    ids=["attention", "encoder layer"],
+)
+def test_torchs_own_attention_modules_are_mended(make, gradients):
+    torch.manual_seed(0)
+    part, x = make().to(torch.bfloat16).eval(), torch.randn(2, 5, 64)
+    model = lora_model(toy=Model(part)).eval()
+    with torch.set_grad_enabled(gradients):
+        with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match="type"):
+            model(x)
+        results = [model(x) for _ in range(2)]
+        expected = copy.deepcopy(part).double()(x.double())
+    for result in results:
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result.double(), expected, atol=5e-2, rtol=5e-2)
+
+
 def test_the_head_of_the_report_takes_float32_hidden_states_and_a_toggle_is_honoured():
     model, x = lora_model(), torch.randn(2, 64)
     assert model(x).dtype == torch.float32
