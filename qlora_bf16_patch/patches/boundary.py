@@ -58,6 +58,8 @@ def take_in(model: nn.Module, installation: Installation) -> None:
                 continue
             cls: Any = type(module)
             forward = _entry(installation, cls) if module in entries else _forward_for(installation, cls)
+            if module not in entries and watch_of(installation).is_marked(module):
+                continue  # with an earlier adapter
             if forward is not None:
                 module.__dict__[PATH] = path or cls.__name__
                 installation.bind(module, forward)

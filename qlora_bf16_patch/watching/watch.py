@@ -95,6 +95,10 @@ class Watch:
         kinds = self._marked.get(module)
         return here.kind is None or kinds is None or here.kind in kinds
 
+    def is_marked(self, module: torch.nn.Module) -> bool:
+        """Whether a cast was found in a module, in any kind of call."""
+        return module in self._marked
+
     def found_in(self, module: torch.nn.Module) -> bool:
         """Whether operations of a module's own forward were found to need a cast in the call that is running."""
         return here.kind in self._marked.get(module, ())
@@ -113,7 +117,7 @@ class Watch:
             try:
                 return call()
             except _ERRORS as error:
-                if not _OF_DTYPES.search(str(error)):
+                if not self._is_of_dtypes(error):
                     raise
                 return self._surprised(root, kind, call, snapshot, error)
         finally:
@@ -126,8 +130,12 @@ class Watch:
             with self.mode(root, marks=True):
                 result = call()
         except _ERRORS as error:
-            if _OF_DTYPES.search(str(error)):
-                _add_note(error, f"{self.patch} ran this call under its mode and knows no cast that torch would take. ")
+            if self._is_of_dtypes(error):
+                _add_note(
+                    error,
+                    f"{self.patch} ran this call of {type(root).__name__} under its mode, and knows no cast that torch "
+                    "would take. Cast where the operands are made, and please report it.",
+                )
             raise
         self._known.setdefault(root, set()).add(kind)
         return result
@@ -148,6 +156,10 @@ class Watch:
             # Cast where no frame tells the place, as in a block that was compiled by itself.
             self._marked.setdefault(root, set()).add(kind)
         return result
+
+    def _is_of_dtypes(self, error: Exception) -> bool:
+        """Whether torch has refused dtypes; in strict mode it may have been us."""
+        return not self._strict() and bool(_OF_DTYPES.search(str(error)))
 
     def _asked(
         self, owner: torch.nn.Module, marks: bool, func: Any, operand: str, given: torch.dtype, to: torch.dtype

@@ -173,6 +173,23 @@ def test_an_error_of_the_models_own_comes_through_and_the_call_is_not_run_again(
         assert part.calls == calls
 
 
+def test_what_was_found_stays_found_when_another_adapter_is_added():
+    norm = nn.BatchNorm1d(4)
+    norm.running_mean, norm.running_var = torch.zeros(4, dtype=BF16), torch.ones(4, dtype=BF16)
+    wrapped = nn.Sequential(norm, Counting())
+    model, x = lora_model(toy=Model(wrapped)), torch.randn(1, 4, 64)
+    model(x)
+    model.add_adapter("other", model.peft_config["default"])
+    for _ in range(3):
+        model(x)
+    assert wrapped[1].calls == 4
+
+
+class Counting(Counted):
+    def forward(self, x):
+        return x
+
+
 def test_a_deep_copy_is_watched_anew():
     model, x = lora_model(toy=Model(Expert())), torch.randn(1, 4, 64)
     expected = model(x)
