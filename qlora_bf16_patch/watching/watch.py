@@ -109,7 +109,10 @@ class Watch:
         here.kind, here.root = kind, root
         try:
             if kind not in self._known.get(root, ()):
-                return self._look(root, kind, call)
+                if not _has_compiled_parts(root):
+                    return self._look(root, kind, call)
+                # Dynamo compiles a part anew where a mode is on: there it has to raise first.
+                self._known.setdefault(root, set()).add(kind)
             if kind in self._marked.get(root, ()):  # operations of its own forward
                 with self.mode(root):
                     return call()
@@ -165,6 +168,8 @@ class Watch:
         self, owner: torch.nn.Module, marks: bool, func: Any, operand: str, given: torch.dtype, to: torch.dtype
     ) -> bool:
         """Called by the mode of ``owner`` before a cast: finds the place, tells it, marks it."""
+        if torch.compiler.is_compiling():
+            return True  # a part that is compiled by itself: there are no frames to read
         around = []
         for module in modules_around():
             if self._passes(module):
@@ -206,6 +211,14 @@ class Watch:
         if cast not in told:
             told.add(cast)
             logger.info("%s", cast)
+
+
+def _has_compiled_parts(root: torch.nn.Module) -> bool:
+    """Whether some of its modules are compiled by themselves: ``module.compile()``, or ``torch.compile(module)``."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        for module in root.modules()
+    )
 
 
 def _add_note(error: Exception, text: str) -> None:

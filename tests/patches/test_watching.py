@@ -198,6 +198,28 @@ def test_a_deep_copy_is_watched_anew():
         assert torch.equal(other(x), expected)
 
 
+@pytest.mark.parametrize("mismatch", [False, True])
+def test_blocks_that_are_compiled_by_themselves_are_compiled_anew_only_where_they_mismatch(mismatch):
+    def graphs():
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounter()
+        block = Expert()
+        block.compile(backend=counter)
+        model = lora_model(toy=Model(nn.Sequential(block)))
+        x = torch.randn(1, 4, 64)
+        with torch.no_grad():
+            for _ in range(3):
+                assert model(x if mismatch else x.to(BF16)).dtype == (F32 if mismatch else BF16)
+        return counter.frame_count
+
+    if mismatch:
+        assert graphs() == 2  # where it was looked at, and from then on
+    else:
+        with qlora_bf16_patch.disabled():
+            unpatched = graphs()
+        assert graphs() == unpatched == 1
+
+
 def test_one_thread_trains_while_another_generates():
     model, x = lora_model(toy=Model(Expert())).train(), torch.randn(1, 4, 64)
     failures = []
