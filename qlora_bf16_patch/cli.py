@@ -48,13 +48,13 @@ def _table(rows: list[dict[str, Any]]) -> None:
     notes = [f"{row['name']}: {note}" for row in rows for note in row["notes"]]
     try:
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
     except ImportError:
         for row in rows:
             print("  ".join(str(row[column]) for column in columns))
         print(*notes, sep="\n", end="\n" * bool(notes))
         return
-    table = Table(*columns)
+    table = Table(*(Column(column, no_wrap=column == "name") for column in columns))  # names are what a user types
     for row in rows:
         table.add_row(*(str(row[column] or "") for column in columns))
     console = Console()

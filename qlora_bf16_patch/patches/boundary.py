@@ -34,7 +34,7 @@ _entry_forwards: set[Callable[..., Any]] = set()
 
 def inject_adapter(original: Any, installation: Installation) -> Callable[..., Any]:
     """Over ``BaseTuner.inject_adapter``."""
-    installation.reporters.append(functools.partial(_seen, watch_of(installation)))
+    installation.reporters += [functools.partial(_seen, watch_of(installation)), training.seen]
     return after_injection(original, installation, take_in)
 
 

@@ -28,7 +28,6 @@ from .linear4bit import warn_of_float32
 
 def forward(original: Any, installation: Installation) -> Callable[..., Any]:
     """Over the ``forward`` of PEFT's ``Linear4bit`` or ``Linear8bitLt``."""
-    installation.reporters.append(training.seen)
 
     @functools.wraps(original)
     def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -28,7 +28,6 @@ _LORA = ("peft.tuners.lora.bnb",)
 
 def inject_adapter(original: Any, installation: Installation) -> Callable[..., Any]:
     """Over ``BaseTuner.inject_adapter``."""
-    installation.reporters.append(training.seen)
     return after_injection(original, installation, take_in)
 
 
