@@ -40,6 +40,11 @@ def call_shadowed(installation: Installation, instance: Any, *args: Any, **kwarg
     return type(instance).forward(instance, *args, **kwargs) if shadowed is None else shadowed(*args, **kwargs)
 
 
+def shadows(installation: Installation, instance: Any) -> bool:
+    """Whether there is more beneath the installation's binding than the class' own forward."""
+    return instance.__dict__.get(SHADOWED, _NOTHING).get(installation.name) is not None
+
+
 def bind(installation: Installation, instance: Any, function: Callable[..., Any]) -> None:
     """See :meth:`Installation.bind`."""
     function.__name__ = "forward"  # a pickle of a bound method holds this name

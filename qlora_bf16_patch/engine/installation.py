@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import binding, wrapping
-from .binding import call_shadowed
+from .binding import call_shadowed, shadows
 from .patch import Factory
 from .wrapping import LOCK, Layer, Target, upstream
 
-__all__ = ["Installation", "Target", "call_shadowed", "upstream"]
+__all__ = ["Installation", "Target", "call_shadowed", "shadows", "upstream"]
 
 logger = logging.getLogger("qlora_bf16_patch")
 _ranks = itertools.count()

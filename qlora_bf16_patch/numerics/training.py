@@ -1,8 +1,9 @@
 """How a model was seen to train, in this process: under autocast or outside of it.
 
-Evaluation and generation compute as training did. The record is a plain dict that a model's layers share: deepcopy
-copies it with the model, a pickle loads without this package, and Dynamo traces reads and writes of it with no graph
-break and no recompilation (torch 2.13.0).
+Evaluation and generation compute as training did. A layer goes by how it was called itself (a model may switch autocast
+off for some of its own), and where that is not known by how its model was. Records are plain dicts: deepcopy copies
+them with the model, a pickle loads without this package, and Dynamo traces reads and writes of them with no graph break
+and no recompilation (torch 2.13.0).
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ _models: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def share_record(model: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> None:
-    """Let a model and those of its layers whose computing depends on it have one record."""
-    record: Any = model.__dict__.setdefault(_RECORD, {"autocast": None})
+    """Give a model, and those of its layers whose computing depends on it, their records."""
+    record: Any = model.__dict__.setdefault(_RECORD, {"autocast": None, "layers": []})
     record["process"] = _PROCESS
     for layer in layers:
-        layer.__dict__[_RECORD] = record
+        own = layer.__dict__.get(_RECORD)
+        if own is None or own.get("model") is not record:
+            layer.__dict__[_RECORD] = {"autocast": None, "process": _PROCESS, "model": record}
+            record["layers"].append(layer.__dict__[_RECORD])
+        else:
+            own["process"] = _PROCESS
     _models.add(model)
 
 
@@ -47,7 +53,11 @@ def see(module: torch.nn.Module, autocast: bool, values: Iterable[Any]) -> None:
     if module.training and (torch.is_grad_enabled() or _requires_grad(values)):
         record: Any = module.__dict__.get(_RECORD)
         if record is not None:
-            record["autocast"] = autocast or torch.is_autocast_enabled()  # a layer on the CPU inside CUDA autocast
+            autocast = autocast or torch.is_autocast_enabled()  # a layer on the CPU inside CUDA autocast
+            if "layers" in record and not torch.compiler.is_compiling() and record["autocast"] != autocast:
+                for layer in record["layers"]:
+                    layer["autocast"] = None  # what it was called in before counts no more
+            record["autocast"] = autocast
 
 
 def computes_as_upstream(layer: torch.nn.Module, autocast: bool, x: torch.Tensor) -> bool:
@@ -64,7 +74,10 @@ def computes_as_upstream(layer: torch.nn.Module, autocast: bool, x: torch.Tensor
     see(layer, autocast, (x,))
     if autocast or torch.is_grad_enabled():
         return True
-    return record is not None and record["autocast"] is False
+    if record is None:
+        return False
+    own = record["autocast"]
+    return (record.get("model", record)["autocast"] if own is None else own) is False
 
 
 def _requires_grad(values: Iterable[Any]) -> bool:

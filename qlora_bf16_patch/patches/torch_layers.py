@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engine.installation import Installation, call_shadowed
+from ..engine.installation import Installation, call_shadowed, shadows
 from ..numerics.dtypes import autocast_is_on, cast, mixed_is_allowed
 from ..watching.events import Cast
 from ..watching.watch import PATH, Watch
@@ -42,7 +42,8 @@ def kind(cls: Any) -> str | None:
 @functools.cache
 def _weighted(installation: Installation, watch: Watch, cls: Any) -> Callable[..., Any]:
     """Linear, convolutions and normalizations: the input is cast to the weights, the result back."""
-    how, name = kind(cls) or "product", cls.__name__
+    how, name, upstream = kind(cls) or "product", cls.__name__, cls.forward
+    is_torchs = getattr(upstream, "__globals__", {}).get("__name__", "").startswith("torch.nn.modules.")
 
     @functools.wraps(cls.forward)
     def forward(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -52,10 +53,12 @@ def _weighted(installation: Installation, watch: Watch, cls: Any) -> Callable[..
             return call_shadowed(installation, self, input, *args, **kwargs)
         if not installation.on:
             return call_shadowed(installation, self, input, *args, **kwargs)
+        if not is_torchs or type(self).forward is not upstream or shadows(installation, self):
+            # Another party's forward may take what torch's refuses.
+            return _looked_at(installation, watch, self, input, args, kwargs)
         if weight is None and "weight" not in own["_parameters"]:
-            # A parametrization, computed at each look (and spectral norm's moves its vectors): the operation itself is
-            # looked at instead.
-            return _parametrized(installation, watch, self, input, args, kwargs)
+            # A parametrization, computed at each look (and spectral norm's moves its vectors).
+            return _looked_at(installation, watch, self, input, args, kwargs)
         if weight is None or _is_taken(how, input, weight):
             return call_shadowed(installation, self, input, *args, **kwargs)
         if not torch.compiler.is_compiling() or installation.strict:
@@ -100,7 +103,8 @@ def _is_taken(kind: str, input: torch.Tensor, weight: torch.Tensor) -> bool:
     return mixed_is_allowed(kind, input, weight.dtype)
 
 
-def _parametrized(installation: Installation, watch: Watch, self: Any, input: Any, args: Any, kwargs: Any) -> Any:
+def _looked_at(installation: Installation, watch: Watch, self: Any, input: Any, args: Any, kwargs: Any) -> Any:
+    """Operation by operation, where no cast at the module's boundary is known to be right."""
     with watch.while_compiling() if torch.compiler.is_compiling() else watch.mode(self):
         return call_shadowed(installation, self, input, *args, **kwargs)
 

@@ -26,8 +26,9 @@ logger = logging.getLogger("qlora_bf16_patch")
 # What torch says of dtypes that do not fit: its messages have no class of their own. It decides alone whether a call
 # that failed is worth running again under the mode, which finds out whether dtypes were the reason.
 _OF_DTYPES = re.compile(
-    r"same dtype|dtypes?\b.*\bmatch|scalar ?type|mixed dtype|without overflow|query dtype|desired output type|promot"
-    r"|storage dtype|should be the same|dtypes? to be|different dtypes?|input dtype|same type|but (got|found)",
+    r"same dtype|dtypes?\b.*\bmatch|scalar ?type|mixed dtype|without overflow|query dtype|desired output type"
+    r"|type promot|storage dtype|and (bias|weight) type|dtypes? to be|different dtypes?|input dtype"
+    r"|but (got|found):? \S*(float|half|double)",
     re.IGNORECASE,
 )
 _ERRORS = (RuntimeError, TypeError, ValueError)

@@ -7,7 +7,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 
 import qlora_bf16_patch
 
-from .conftest import FLOATING, HALF, MODES, assert_unchanged, autocast, lora_layer, lora_model, state
+from .conftest import FLOATING, HALF, MODES, assert_unchanged, autocast, linear4bit, lora_layer, lora_model, state
 
 NAME = "peft.lora.linear4bit"
 KINDS = {"plain": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}, "lora_bias": {"lora_bias": True}}
@@ -260,3 +260,33 @@ def test_float64_hidden_states_run_where_they_run_unpatched(adapter_dtype, compu
         for region in (None, compute_dtype):
             with autocast(region):
                 assert layer.train(training)(torch.randn(2, 64).double()).dtype == torch.float64
+
+
+class TwoRegions(torch.nn.Module):
+    """A model that switches autocast off for its second layer."""
+
+    is_loaded_in_4bit = True
+
+    def __init__(self):
+        super().__init__()
+        self.proj, self.projected = linear4bit(), linear4bit()
+
+    def forward(self, x):
+        x = self.proj(x)
+        with torch.autocast("cpu", enabled=False):
+            return self.projected(x)
+
+
+def test_a_layer_that_a_model_trains_outside_of_its_autocast_evaluates_so_and_the_others_do_not():
+    model = lora_model(toy=TwoRegions()).train()
+    layers, x = model.base_model.model, torch.randn(2, 64)
+    with autocast(torch.bfloat16):
+        model(x).sum().backward()
+    model.eval()
+    with torch.no_grad():
+        with qlora_bf16_patch.disabled():
+            outside = layers.projected(x)
+            with autocast(torch.bfloat16):
+                inside = layers.proj(x)
+        assert torch.equal(layers.projected(x), outside)
+        assert torch.equal(layers.proj(x), inside)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import qlora_bf16_patch
 from qlora_bf16_patch.hosts import lora as host
 from qlora_bf16_patch.patches import boundary
 
-from .conftest import lora_model
+from .conftest import Toy, lora_model
 from .test_boundary import Model, Twice
 
 
@@ -98,6 +99,32 @@ def test_a_parametrized_weight_is_computed_as_often_as_without_the_patches(param
         patched_calls, patched = computed(dtype)
         assert patched_calls == calls == 2
         assert all(torch.equal(patched[name], value) for name, value in state.items())
+
+
+def casts_itself(self, input):
+    """A forward that takes what torch's refuses, and leaves the result in the weights' dtype."""
+    return nn.functional.linear(input.to(self.weight.dtype), self.weight)
+
+
+@pytest.mark.parametrize("where", ["class, before", "class, after", "object, before", "object, after"])
+def test_another_partys_forward_that_casts_by_itself_is_left_as_it_is(where, monkeypatch):
+    toy = Toy()
+
+    def theirs():
+        if where.startswith("class"):
+            monkeypatch.setattr(nn.Linear, "forward", casts_itself)
+        else:
+            toy.head.forward = types.MethodType(casts_itself, toy.head)
+
+    if "before" in where:
+        theirs()
+    model = lora_model(toy=toy).train()
+    if "after" in where:
+        theirs()
+    with qlora_bf16_patch.disabled():
+        expected = model(torch.randn(2, 64))
+    for _ in range(2):
+        assert model(torch.randn(2, 64)).dtype == expected.dtype == torch.bfloat16
 
 
 def test_a_copied_head_of_another_class_is_guarded_once():
