@@ -13,7 +13,6 @@ from torch import nn
 
 from ..numerics.dtypes import HALF
 from ..numerics.overlay import overlay
-from ..numerics.places import modules_around
 
 _WRITABLE = "_qlora_bf16_patch_writable"  # on an overlay: its bias is nobody's
 
@@ -49,6 +48,12 @@ def is_kbit_weight(value: Any) -> bool:
     library: Any = sys.modules.get("bitsandbytes.nn")
     names = ("Params4bit", "Int8Params")
     return isinstance(value, tuple(cls for name in names if (cls := getattr(library, name, None)) is not None))
+
+
+def stores_floats(model: torch.nn.Module) -> bool:
+    """Whether packed weights are stored in a floating dtype (``bnb_4bit_quant_storage``): torch takes them anywhere."""
+    weights = (module._parameters.get("weight") for module in model.modules() if is_kbit(module))
+    return any(weight is not None and weight.is_floating_point() for weight in weights)
 
 
 def refuse_integers(layer: torch.nn.Module, x: torch.Tensor) -> None:
@@ -178,7 +183,7 @@ class PackedWeights:
 
     def __init__(self, asked: Any) -> None:
         self.asked = asked
-        self.reads: dict[Any, torch.dtype] = {}  # the modules that have read the dtype of a packed weight
+        self.read: tuple[int, torch.dtype] | None = None  # when the dtype of a packed weight was read last
         self.data: list[torch.Tensor] = []  # what `weight.data` of a packed weight has given
 
     @classmethod
@@ -192,30 +197,27 @@ class PackedWeights:
             **dict.fromkeys((torch.clamp, torch.clamp_, torch.Tensor.clamp, torch.Tensor.clamp_), self._clamp),
         }
 
-    def _dtype(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _dtype(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
         dtype = func(*args, **kwargs)
         if is_kbit_weight(args[0]) and not dtype.is_floating_point:
-            module = next(modules_around(), None)
-            if module is not None and not is_kbit(module):
-                self.reads[module] = dtype
+            self.read = mode.calls, dtype
         return dtype
 
-    def _to(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if self.reads and args[0].is_floating_point():
-            wanted = next((value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.dtype)), None)
-            if wanted is not None and not wanted.is_floating_point:
-                if self.reads.get(next(modules_around(), None)) is wanted:
-                    if self.asked(func, "activations", wanted, args[0].dtype):
-                        return args[0]
+    def _to(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        # Only the dtype that was read for this very cast: a model may make integers of its own.
+        if self.read is not None and self.read[0] == mode.calls - 1 and args[0].is_floating_point():
+            if self.read[1] in (*args[1:], *kwargs.values()):
+                if self.asked(func, "activations", self.read[1], args[0].dtype):
+                    return args[0]
         return func(*args, **kwargs)
 
-    def _data(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _data(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
         data = func(*args, **kwargs)
         if is_kbit_weight(args[0]):
             self.data.append(data)
         return data
 
-    def _clamp(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _clamp(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
         weight, bounds = args[0], (*args[1:], *kwargs.values())
         packed = is_kbit_weight(weight) or any(weight is data for data in self.data)
         if not packed or not any(isinstance(bound, float) for bound in bounds):

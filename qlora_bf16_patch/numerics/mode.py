@@ -24,16 +24,17 @@ _OF_DTYPES = re.compile(r"type|precision|Float|Half|should be the same", re.IGNO
 class CastOnMismatch(TorchFunctionMode):
     """Inside it, an operation that torch refuses for its operands' dtypes has them cast, and its result cast back.
 
-    Operations that torch takes run as they are, so where nothing would have raised the bits stay the same. Those that
-    have no rule are tried; where torch refuses them, they run again in the dtype of their first floating operand.
+    Each operation is tried first, so where torch takes the operands the bits stay the same. One that it refuses goes by
+    its rule; where it has none, it runs again in the dtype of its first floating operand.
 
     Attributes:
         casts: how many operations were mended.
+        calls: how many functions were called, where some are special.
 
     Args:
         asked: asked before each cast, and free to raise.
-        special: functions that are handled before the rules, for a host's own tensors: ``special(func, args, kwargs)``
-            by function.
+        special: functions that are handled before the rules, for a host's own tensors, each with its
+            ``special(mode, func, args, kwargs)``.
     """
 
     def __init__(self, asked: Asked | None = None, special: Mapping[Any, Callable[..., Any]] | None = None) -> None:
@@ -41,24 +42,28 @@ class CastOnMismatch(TorchFunctionMode):
         self.asked = asked
         self.special = special or {}
         self.casts = 0
+        self.calls = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in self.special:
-            return self.special[func](func, args, kwargs)
         rule = RULES.get(func)
-        if kwargs.get("out") is not None:
-            return func(*args, **kwargs)
-        if rule is not None:
+        if torch.compiler.is_compiling():  # Dynamo finds out while it traces, and cannot be asked
+            if rule is None or kwargs.get("out") is not None:
+                return func(*args, **kwargs)
             return rule(self, func, args, kwargs)
-        if torch.compiler.is_compiling():
-            return func(*args, **kwargs)
+        if self.special:
+            self.calls += 1
+            if func in self.special:
+                return self.special[func](self, func, args, kwargs)
         try:
             return func(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError) as error:
-            return self._again(error, func, args, kwargs)
+            if kwargs.get("out") is not None:
+                raise
+            # A rule that knows no cast calls the function again, which raises again.
+            return self._again(error, func, args, kwargs) if rule is None else rule(self, func, args, kwargs)
 
     def may_cast(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
         """Called by a rule that is about to cast an operand."""

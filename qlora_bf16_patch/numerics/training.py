@@ -24,7 +24,11 @@ _models: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 def share_record(model: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> None:
     """Give a model, and those of its layers whose computing depends on it, their records."""
-    record: Any = model.__dict__.setdefault(_RECORD, {"autocast": None, "layers": []})
+    layers = list(layers)
+    theirs = [layer.__dict__.get(_RECORD) or {} for layer in layers]
+    found = (own["model"] for own in theirs if "model" in own)
+    # A module around a model that was seen to train shares the model's.
+    record: Any = model.__dict__.setdefault(_RECORD, next(found, None) or {"autocast": None, "layers": []})
     record["process"] = _PROCESS
     for layer in layers:
         own = layer.__dict__.get(_RECORD)

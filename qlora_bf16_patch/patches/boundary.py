@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..engine.installation import Installation, call_shadowed
-from ..hosts.bitsandbytes import PackedWeights, is_4bit
+from ..hosts.bitsandbytes import PackedWeights, is_4bit, stores_floats
 from ..hosts.peft import is_kbit_layer
 from ..hosts.transformers import OWN_BACKWARD
 from ..numerics import training
@@ -42,7 +42,9 @@ def watch_of(installation: Installation) -> Watch:
     """The watch over all models that the installation has taken in."""
     if installation not in _watches:
         mark = functools.partial(_mark, installation)
-        _watches[installation] = Watch(NAME, mark, is_kbit_layer, PackedWeights.special, lambda: installation.strict)
+        _watches[installation] = Watch(
+            NAME, mark, is_kbit_layer, stores_floats, PackedWeights.special, lambda: installation.strict
+        )
     return _watches[installation]
 
 

@@ -23,6 +23,7 @@ from ..numerics.autocast import autocast_if_off
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
 from ..numerics.overlay import overlay
+from ..watching.watch import within_gradients
 from .linear4bit import warn_of_float32
 
 
@@ -35,7 +36,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             return original(self, x, *args, **kwargs)
         refuse_integers(self, x)
         layer = with_written_bias(self) if is_dora(self) and not torch.compiler.is_compiling() else self
-        if training.computes_as_upstream(self, autocast_is_on(x.device.type), x):
+        if training.computes_as_upstream(self, autocast_is_on(x.device.type), x) or within_gradients():
             return _as_upstream(original, layer, x, args, kwargs)
         dtype = compute_dtype(self, x)
         if dtype is torch.float32 and x.dtype in HALF and "compute_dtype" not in installation.notes:

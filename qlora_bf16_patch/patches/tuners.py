@@ -20,6 +20,7 @@ from ..numerics import training
 from ..numerics.autocast import NOTHING, autocast_if_off, without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
+from ..watching.watch import within_gradients
 from .injection import after_injection, each_module, left_alone
 
 # They have patches of their own.
@@ -61,7 +62,7 @@ def forward(installation: Installation, cls: Any) -> Callable[..., Any]:
             return call_shadowed(installation, self, x, *args, **kwargs)
         refuse_integers(self, x)
         autocast = autocast_is_on(x.device.type)
-        upstreams = training.computes_as_upstream(self, autocast, x)
+        upstreams = training.computes_as_upstream(self, autocast, x) or within_gradients()
         # Dynamo traces no write to `.data`.
         layer = self if torch.compiler.is_compiling() else with_written_bias(self)
         within, mode = _surroundings(self, x, autocast, upstreams, own_backward)

@@ -24,6 +24,7 @@ class Snapshot:
         self._tensors: list[tuple[torch.Tensor, int]] = []
         self._holders: list[tuple[Any, Any]] = []  # a dict or list, and a copy of it
         todo = [value for value in values if not isinstance(value, torch.Tensor)]
+        self._closed = False  # whether there is something that cannot be looked into
         seen = set()
         while todo and len(self._holders) < _MOST:  # one frame, since this is done at each call with a cache
             value = todo.pop()
@@ -42,6 +43,9 @@ class Snapshot:
                 elif holder is not None:
                     self._holders.append((holder, list(holder)))
                     todo.extend(holder)
+                else:
+                    self._closed = True
+        self.holds_something = self._closed or bool(self._holders)
 
     def restore(self) -> bool:
         """Put everything back.
@@ -50,7 +54,9 @@ class Snapshot:
             False where a tensor was written to in place, which cannot be taken back, or may have been: tensors made in
         inference mode have no version. Nothing is changed then.
         """
-        if any(tensor.is_inference() or tensor._version != version for tensor, version in self._tensors):
+        if self._closed or any(
+            tensor.is_inference() or tensor._version != version for tensor, version in self._tensors
+        ):
             return False
         for holder, before in self._holders:
             holder.clear()

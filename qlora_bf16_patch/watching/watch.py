@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import logging
 import re
@@ -45,10 +46,16 @@ class _Here(threading.local):
 
     kind: Kind | None = None
     root: Any = None
+    gradients = False  # whether it has any: a model may switch them off for a part, and so does a reentrant checkpoint
     found: frozenset[Any] = frozenset()  # modules that were marked by the call itself, so that their mode is not on yet
 
 
 here = _Here()
+
+
+def within_gradients() -> bool:
+    """Whether the call is part of a watched one that has gradients, be they off at this place."""
+    return not torch.compiler.is_compiling() and here.gradients
 
 
 class Watch:
@@ -59,6 +66,7 @@ class Watch:
         mark: called with each module that is found and its path, to give it a forward that asks :meth:`needs_cast`.
         passes: whether a module's operations are left to torch, with all that it holds: k-bit layers and their adapters
             have patches of their own.
+        is_silent: whether there is something in a model that torch would take and that yet has to be handled.
         special: see :class:`..numerics.mode.CastOnMismatch`.
         strict: asked at each cast whether to raise instead.
     """
@@ -68,9 +76,11 @@ class Watch:
         patch: str,
         mark: Callable[[torch.nn.Module, str], None],
         passes: Callable[[torch.nn.Module], bool],
+        is_silent: Callable[[torch.nn.Module], bool],
         special: Special,
         strict: Callable[[], bool],
     ) -> None:
+        self._is_silent = is_silent
         self.patch, self._mark, self._passes, self._special, self._strict = patch, mark, passes, special, strict
         self.casts: dict[Cast, None] = {}  # an ordered set
         self._told: weakref.WeakKeyDictionary[torch.nn.Module, set[Cast]] = weakref.WeakKeyDictionary()
@@ -107,17 +117,19 @@ class Watch:
     def call(self, root: torch.nn.Module, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``call()``, a call of ``root`` with these arguments, in a thread where no watched one is running."""
         kind = kind_of(root, args, kwargs)
-        here.kind, here.root = kind, root
+        here.kind, here.root, here.gradients = kind, root, torch.is_grad_enabled()
         try:
-            if kind not in self._known.get(root, ()):
-                if not _has_compiled_parts(root):
-                    return self._look(root, kind, call)
-                # Dynamo compiles a part anew where a mode is on: there it has to raise first.
-                self._known.setdefault(root, set()).add(kind)
             if kind in self._marked.get(root, ()):  # operations of its own forward
                 with self.mode(root):
                     return call()
             snapshot = Snapshot((*args, *kwargs.values()))
+            if kind not in self._known.get(root, ()):
+                # A call that can be run again has to raise first: what works runs as it is, in the first call, too. Not
+                # so one that is given a cache, which it may write to in place.
+                cached = snapshot.holds_something and not torch.is_grad_enabled() and not _has_compiled_parts(root)
+                if cached or self._is_silent(root):
+                    return self._look(root, kind, call)
+                self._known.setdefault(root, set()).add(kind)
             try:
                 return call()
             except _ERRORS as error:
@@ -125,10 +137,10 @@ class Watch:
                     raise
                 return self._surprised(root, kind, call, snapshot, error)
         finally:
-            here.kind = here.root = None
+            here.kind, here.root, here.gradients = None, None, False
 
     def _look(self, root: torch.nn.Module, kind: Kind, call: Call) -> Any:
-        """The first call of a kind."""
+        """A call under the mode, which marks the modules in which it casts."""
         here.found = frozenset()
         try:
             with self.mode(root, marks=True):
@@ -162,8 +174,9 @@ class Watch:
         return result
 
     def _is_of_dtypes(self, error: Exception) -> bool:
-        """Whether torch has refused dtypes; in strict mode it may have been us."""
-        return not self._strict() and bool(_OF_DTYPES.search(str(error)))
+        """Whether torch has refused dtypes, and not the model's own code or strict mode."""
+        text = str(error)
+        return "QLORA_BF16_PATCH_STRICT" not in text and bool(_OF_DTYPES.search(text)) and not _is_the_models_own(error)
 
     def _asked(
         self, owner: torch.nn.Module, marks: bool, func: Any, operand: str, given: torch.dtype, to: torch.dtype
@@ -212,6 +225,16 @@ class Watch:
         if cast not in told:
             told.add(cast)
             logger.info("%s", cast)
+
+
+def _is_the_models_own(error: Exception) -> bool:
+    """Whether a statement of the model's code has raised it; torch raises from C, or in its own Python."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_globals.get("__name__", "").startswith(("torch.", __name__.partition(".")[0])):
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _has_compiled_parts(root: torch.nn.Module) -> bool:
