@@ -161,7 +161,15 @@ class Raises(Counted):
         raise self.error
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("out of memory"), ValueError("no such token")])
+ERRORS = [
+    KeyError("x"),
+    RuntimeError("out of memory"),
+    ValueError("expected 3 labels but got 4"),
+    TypeError("an unexpected dtype, which does not match"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS)
 def test_an_error_of_the_models_own_comes_through_and_the_call_is_not_run_again(error):
     part = Raises()
     part.error = error
@@ -267,3 +275,36 @@ def test_a_users_own_module_around_a_backbone_is_mended_by_guard():
 def test_a_single_quantized_layer_is_guarded():
     layer, x = linear4bit(), torch.randn(2, 64)
     assert torch.equal(qlora_bf16_patch.guard(layer)(x), linear4bit()(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo's, of a tensor that it looks at
+def test_a_function_that_is_compiled_inside_of_a_forward_is_compiled_as_often_as_without_the_patches():
+    class Fused(nn.Module):
+        def __init__(self, counter):
+            super().__init__()
+            self.fused = torch.compile(lambda x: nn.functional.silu(x) * 2, backend=counter, fullgraph=True)
+
+        def forward(self, x):
+            return self.fused(x)
+
+    def graphs():
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounter()
+        model = lora_model(toy=Model(Fused(counter))).train()
+        for _ in range(3):
+            model(torch.randn(1, 4, 64)).sum().backward()
+        return counter.frame_count
+
+    with qlora_bf16_patch.disabled():
+        unpatched = graphs()
+    assert graphs() == unpatched == 1
+
+
+def test_a_guarded_module_around_a_trained_model_evaluates_as_that_was_trained():
+    model, x = lora_model(toy=Toy(head=False)).train(), torch.randn(2, 64)
+    model(x).sum().backward()
+    outer = qlora_bf16_patch.guard(nn.Sequential(model)).eval()
+    with torch.no_grad():
+        with qlora_bf16_patch.disabled():
+            expected = outer(x)
+        assert torch.equal(outer(x), expected)
