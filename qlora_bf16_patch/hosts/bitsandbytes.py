@@ -22,8 +22,7 @@ CASTS_FIRST = Version(importlib.metadata.version("bitsandbytes")) >= Version("0.
 
 def kbit_classes() -> tuple[type, ...]:
     """The classes of 4- and 8-bit layers; none while bitsandbytes is not imported, and no model can have one."""
-    library: Any = sys.modules.get("bitsandbytes.nn")
-    return tuple(cls for name in ("Linear4bit", "Linear8bitLt") if (cls := getattr(library, name, None)) is not None)
+    return _classes("Linear4bit", "Linear8bitLt")
 
 
 def is_kbit(module: Any) -> bool:
@@ -45,9 +44,12 @@ def is_kbit_model(model: torch.nn.Module) -> bool:
 
 def is_kbit_weight(value: Any) -> bool:
     """Whether a tensor is the packed weight of a 4- or 8-bit layer, whatever dtype it is stored in."""
+    return isinstance(value, _classes("Params4bit", "Int8Params"))
+
+
+def _classes(*names: str) -> tuple[type, ...]:
     library: Any = sys.modules.get("bitsandbytes.nn")
-    names = ("Params4bit", "Int8Params")
-    return isinstance(value, tuple(cls for name in names if (cls := getattr(library, name, None)) is not None))
+    return tuple(cls for name in names if (cls := getattr(library, name, None)) is not None)
 
 
 def stores_floats(model: torch.nn.Module) -> bool:
@@ -102,17 +104,19 @@ def with_bias_in(layer: Any, dtype: torch.dtype) -> dict[str, Any]:
     bias = bias_of(layer)
     if bias is None or bias.dtype == dtype or _WRITABLE in layer.__dict__:
         return {}
-    if "bias" in layer.__dict__:  # a plain attribute: FSDP's view into its flat parameter, a pruned one
-        return {"bias": bias.to(dtype)}
-    return {"_parameters": {**layer._parameters, "bias": bias.to(dtype)}}
+    return _with_bias(layer, bias.to(dtype))
 
 
 def with_writable_bias(layer: Any) -> Any:
     """An overlay of a k-bit layer whose bias is a copy, for upstream to write to."""
     bias = nn.Parameter(bias_of(layer).detach().clone(), requires_grad=False)  # type: ignore[union-attr]
-    if "bias" in layer.__dict__:
-        return overlay(layer, bias=bias, **{_WRITABLE: True})
-    return overlay(layer, _parameters={**layer._parameters, "bias": bias}, **{_WRITABLE: True})
+    return overlay(layer, **_with_bias(layer, bias), **{_WRITABLE: True})
+
+
+def _with_bias(layer: Any, bias: torch.Tensor) -> dict[str, Any]:
+    if "bias" in layer.__dict__:  # a plain attribute: FSDP's view into its flat parameter, a pruned one
+        return {"bias": bias}
+    return {"_parameters": {**layer._parameters, "bias": bias}}
 
 
 def untouched(layer: Any, dtype: torch.dtype, repacks: bool) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +13,6 @@ from ..hosts.bitsandbytes import is_kbit_model
 from ..hosts.peft import is_kbit_tuner
 from ..numerics import training
 
-logger = logging.getLogger("qlora_bf16_patch")
 TakeIn = Callable[[torch.nn.Module, Installation], None]
 
 
@@ -39,20 +37,15 @@ def after_injection(original: Any, installation: Installation, take_in: TakeIn) 
     return inject_adapter
 
 
-def safely(take_in: TakeIn, model: torch.nn.Module, installation: Installation) -> bool:
-    """Take in a k-bit model; nothing of ours may break ``get_peft_model``.
-
-    Returns:
-        False for a model that holds nothing quantized by bitsandbytes; it is left alone.
-    """
+def safely(take_in: TakeIn, model: torch.nn.Module, installation: Installation) -> None:
+    """Take in a k-bit model, and leave another alone; nothing of ours may break ``get_peft_model``."""
     try:
         if not is_kbit_model(model):
-            return False
+            return
         training.share_record(model, [module for module in model.modules() if is_kbit_tuner(module)])
         take_in(model, installation)
     except Exception as error:
         left_alone(installation, type(model).__name__, error)
-    return True
 
 
 def each_module(model: torch.nn.Module, installation: Installation) -> Iterator[tuple[str, torch.nn.Module]]:

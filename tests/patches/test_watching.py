@@ -92,9 +92,7 @@ def test_operations_in_a_stacks_own_forward_are_cast_and_only_the_call_that_fail
 def test_a_branch_and_an_expert_that_the_first_call_did_not_take_are_found_and_then_known():
     experts = Experts()
     model = lora_model(toy=Model(experts)).eval()
-    one, other = sorted(
-        (torch.randn(1, 4, 64) for _ in range(16)), key=lambda x: model.base_model.model.proj(x)[0, 0, 0]
-    )[::15]
+    one, other = inputs(model)
     with torch.no_grad():
         assert model(one).dtype == F32
         calls = experts.calls
@@ -108,9 +106,7 @@ def test_a_branch_and_an_expert_that_the_first_call_did_not_take_are_found_and_t
 def test_what_a_call_that_is_run_again_has_written_to_its_arguments_is_taken_back():
     experts, cache = Experts(), Appended()
     model = lora_model(toy=Model(experts)).eval()
-    one, other = sorted(
-        (torch.randn(1, 4, 64) for _ in range(16)), key=lambda x: model.base_model.model.proj(x)[0, 0, 0]
-    )[::15]
+    one, other = inputs(model)
     with torch.no_grad():
         model(one, cache=cache)
         model(other, cache=cache)
@@ -141,9 +137,7 @@ class Buffer:
 def test_a_call_that_wrote_in_place_is_not_run_again_says_so_and_the_next_one_is_mended():
     experts, cache = Experts(), Buffer()
     model = lora_model(toy=Model(experts)).eval()
-    one, other = sorted(
-        (torch.randn(1, 4, 64) for _ in range(16)), key=lambda x: model.base_model.model.proj(x)[0, 0, 0]
-    )[::15]
+    one, other = inputs(model)
     with torch.no_grad():
         model(one, cache=cache)
         with pytest.raises(RuntimeError, match="dtype") as raised:
