@@ -22,7 +22,7 @@ from rich.table import Table
 
 from . import rows
 from .measure import CONDITIONS, Measured, measure
-from .models import LLAMA_3_8B, SMALL
+from .models import DEEP, LLAMA_3_8B, SMALL
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "wrapt")
 COLUMNS = (*CONDITIONS, "floor")
@@ -41,18 +41,26 @@ def main() -> None:
         for name, runs in planned(options):
             bar.update(task, description=name)
             results[name] = measure(runs, options.rounds, options.seconds, options.limit)
-            write(options, results, {})  # an interruption loses one row
+            write(options, results, {}, {})  # an interruption loses one row
     imported = rows.imports(options.rounds) if "import" in options.only else {}
-    write(options, results, imported)
+    first = rows.first_calls([DEEP, SMALL], options.rounds) if "first" in options.only else {}
+    write(options, results, imported, first)
     console = Console(width=200)
     console.print(table(results))
     if imported:
         ratio = imported["qlora_bf16_patch"] / imported["wrapt"]
         console.print(f"import: {ratio:.2f} times import wrapt ({imported['wrapt'] * 1e3:.1f} ms)")
+    for name, ratio in first.items():
+        console.print(f"first call of a kind, {name}: {ratio:.2f} times the second")
     console.print(f"written to {options.output}")
 
 
-def write(options: argparse.Namespace, results: dict[str, dict[str, Measured]], imported: dict[str, float]) -> None:
+def write(
+    options: argparse.Namespace,
+    results: dict[str, dict[str, Measured]],
+    imported: dict[str, float],
+    first: dict[str, float],
+) -> None:
     """The JSON file: machine, versions and date beside the rows."""
     report = {
         "machine": machine(),
@@ -60,6 +68,7 @@ def write(options: argparse.Namespace, results: dict[str, dict[str, Measured]], 
         "date": datetime.date.today().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in ("qlora-bf16-patch", *LIBRARIES)},
         "import": imported,
+        "first calls": first,
         "rows": {name: {c: dataclasses.asdict(m) for c, m in row.items()} for name, row in results.items()},
     }
     options.output.parent.mkdir(exist_ok=True)
@@ -72,6 +81,7 @@ def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
     shape = LLAMA_3_8B if big else SMALL
     kinds = {
         "layer": rows.layers([64, 512] if options.quick else [64, 512, 2048, 4096]),
+        "token": rows.tokens([DEEP, SMALL]),
         "generate": rows.generation(shape, 16 if big else 4, [1, 16] if big else [1], [128, 2048] if big else [16]),
         "training": rows.training(shape, 2048 if big else 16),
     }
@@ -122,13 +132,13 @@ def machine() -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    kinds = ["layer", "generate", "training", "import"]
+    kinds = ["layer", "token", "first", "generate", "training", "import"]
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--quick", action="store_true", help="small layers and models alone")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of which a ratio is the median")
     parser.add_argument("--seconds", type=float, default=0.1, help="of one condition in one round")
     parser.add_argument("--limit", type=float, default=20, help="seconds for a slow row, which gets fewer rounds")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / f"{kind}.json")
     return parser.parse_args()

@@ -24,6 +24,7 @@ class Shape:
 
 
 TOY = Shape(1, 64, 128, 4, 2, 320)
+DEEP = Shape(32, 64, 128, 4, 2, 320)  # all overhead: what each module costs shows here
 SMALL = Shape(8, 512, 1024, 8, 8, 1024)
 LLAMA_3_8B = Shape(32, 4096, 14336, 32, 8, 128256)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -15,8 +17,9 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import IA3Config, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import nn
+from transformers import DynamicCache
 
-from .measure import CONDITIONS, Run
+from .measure import CONDITIONS, Run, clocked
 from .models import Shape, llama
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,6 +94,52 @@ def generated(row: str) -> int:
     """How many tokens a call of a row of :func:`generation` makes, by its name; 0 for other rows."""
     found = re.match(r"generate (\d+) tokens, .*batch (\d+)", row)
     return int(found[1]) * int(found[2]) if found else 0
+
+
+def tokens(shapes: list[Shape]) -> Iterator[Row]:
+    """One token after 16, by recipe: what a decoding loop calls. The floor is the model with everything in bf16."""
+    for shape, recipe in itertools.product(shapes, ("agreeing", "plain", "kbit", "qlora")):
+        runs = same(one_token(llama(shape, recipe).eval()), ("unpatched", "off", "shim", "autocast"))
+        runs["floor"] = one_token(llama(shape, "agreeing").eval())
+        yield f"one token, {recipe}, {shape.layers} layers of width {shape.width}", runs
+
+
+def one_token(model: Any) -> Run:
+    ids = torch.randint(3, 300, (1, 16), device=DEVICE)
+    caches: dict[bool, DynamicCache] = {}
+
+    @torch.no_grad()
+    def run() -> None:
+        # Outside of autocast the states have another dtype: a cache for each.
+        autocast = torch.is_autocast_enabled(DEVICE)
+        if autocast not in caches:
+            caches[autocast] = DynamicCache(config=model.config)
+            model(ids, past_key_values=caches[autocast])
+        model(ids[:, :1], past_key_values=caches[autocast])
+        caches[autocast].crop(-1)
+
+    return run
+
+
+def first_calls(shapes: list[Shape], rounds: int) -> dict[str, float]:
+    """How many times as long the first call of a kind takes as the second, the median, by call and model."""
+    ids = torch.randint(3, 300, (1, 16), device=DEVICE)
+    calls: dict[str, Callable[[Any], Any]] = {
+        "forward": torch.no_grad()(lambda model: model(ids, use_cache=False)),
+        "prompt with a cache": torch.no_grad()(
+            lambda model: model(ids, past_key_values=DynamicCache(config=model.config))
+        ),
+        "training step": lambda model: step(model.train(), ids),
+    }
+    ratios = {}
+    for shape, (name, call) in itertools.product(shapes, calls.items()):
+        model, found = llama(shape, "qlora").eval(), []
+        for _ in range(rounds):
+            fresh = copy.deepcopy(model)  # no call of it was seen
+            first, second = (clocked(functools.partial(call, fresh)) for _ in range(2))
+            found.append(first / second)
+        ratios[f"{name}, {shape.layers} layers of width {shape.width}"] = statistics.median(found)
+    return ratios
 
 
 def training(shape: Shape, tokens: int) -> Iterator[Row]:

@@ -66,7 +66,7 @@ def _install(entry: Entry, module: ModuleType) -> None:
             note = versions.newer_than_tested(patch, version)
             if note:
                 entry.installation.note("tested", note, logging.INFO)
-            logger.debug("%s installed on %s:%s", patch.name, patch.module, ", ".join(patch.attributes))
+            logger.debug("%s installed on %s", patch.name, patch.spoken_targets())
     except Unsupported as error:
         problem = Problem("failed", str(error))
     except Exception as error:
@@ -98,11 +98,11 @@ def targets(patch: Patch, module: ModuleType) -> list[Target]:
         Unsupported: one of them is not there. Loading the factory may raise anything.
     """
     places = []
-    for path in patch.attributes:
-        owner, attribute = _find(module, path)
+    for name, path in patch.targets:
+        owner, attribute = _find(module if name == patch.module else sys.modules.get(name), path)
         if not isinstance(owner, (type, ModuleType)) or not hasattr(owner, attribute):
             version = versions.installed(patch.distribution)
-            raise Unsupported(f"{patch.module}{f' {version}' if version else ''} has no {path}")
+            raise Unsupported(f"{name}{f' {version}' if version else ''} has no {path}")
         places.append((owner, attribute))
     factory = patch.factory()
     return [Target(owner, attribute, factory) for owner, attribute in places]
@@ -119,7 +119,7 @@ def _find(module: Any, path: str) -> tuple[Any, str]:
 
 def _late(patch: Patch) -> str:
     text = f"{patch.module} was imported before this patch was hooked: "
-    if any("." in attribute for attribute in patch.attributes):
+    if any("." in path for _, path in patch.targets):
         return text + (
             "a method that somebody bound before stays unpatched; qlora_bf16_patch.guard(model) reaches those of a "
             "dispatched model"

@@ -94,17 +94,16 @@ class Entry:
         shadow = self._loaded_again() or self.installation.shadowed_by()
         if shadow:
             return "shadowed", f"{shadow}; enable({patch.name!r}) patches what is there now"
-        return "active", f"{patch.module}:{', '.join(patch.attributes)} is patched"
+        return "active", f"{patch.spoken_targets()} is patched"
 
     def _loaded_again(self) -> str:
-        """Whether the module has another class now than the one that was patched, as after ``importlib.reload``."""
-        module = sys.modules.get(self.patch.module)
+        """Whether a module has another class now than the one that was patched, as after ``importlib.reload``."""
         patched = [target[:2] for target in self.installation.targets]
-        for path in self.patch.attributes if module else ():
+        for name, path in self.patch.targets:
             *parts, attribute = path.split(".")
-            owner: Any = module
+            owner: Any = sys.modules.get(name)
             for part in parts:  # not getattr, which makes a lazy module import
                 owner = getattr(owner, "__dict__", {}).get(part)
             if owner is not None and (owner, attribute) not in patched:
-                return f"{self.patch.module} was loaded again, and its {path} is not the one that was patched"
+                return f"{name} was loaded again, and its {path} is not the one that was patched"
         return ""

@@ -27,7 +27,8 @@ class Patch:
         name: ``library.thing``, lower case.
         module: the module whose import brings the target.
         attribute: dotted path of the target inside the module, ``Class.method`` or a function; or several of them,
-            which are patched all or none.
+            which are patched all or none. One that stands in another module, which this one imports, is
+            ``"other.module:Class.method"``.
         load: the factory, as ``"package.module:function"``, or a callable that returns it. It is looked up only once
             the target's library is there, so its module may import torch.
         summary: one line for the status.
@@ -50,9 +51,15 @@ class Patch:
     reports: tuple[str, ...] = ()
 
     @property
-    def attributes(self) -> tuple[str, ...]:
-        """The dotted paths of the targets."""
-        return (self.attribute,) if isinstance(self.attribute, str) else self.attribute
+    def targets(self) -> tuple[tuple[str, str], ...]:
+        """Module and dotted path of each target."""
+        attributes = (self.attribute,) if isinstance(self.attribute, str) else self.attribute
+        split = (attribute.rpartition(":") for attribute in attributes)
+        return tuple((module or self.module, path) for module, _, path in split)
+
+    def spoken_targets(self) -> str:
+        """The targets for a reader."""
+        return ", ".join(f"{module}:{path}" for module, path in self.targets)
 
     def factory(self) -> Factory:
         """Import the factory. Whatever its module raises comes through."""

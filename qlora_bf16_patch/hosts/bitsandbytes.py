@@ -11,6 +11,7 @@ import torch
 from packaging.version import Version
 from torch import nn
 
+from ..numerics.compiling import source_of
 from ..numerics.dtypes import HALF
 from ..numerics.overlay import overlay
 
@@ -58,21 +59,28 @@ def stores_floats(model: torch.nn.Module) -> bool:
     return any(weight is not None and weight.is_floating_point() for weight in weights)
 
 
-def refuse_integers(layer: torch.nn.Module, x: torch.Tensor) -> None:
-    """A k-bit layer computes garbage from integers, silently on some paths.
+def activations(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a k-bit layer was given; it computes garbage from integers, silently on some paths.
+
+    Returns:
+        ``x``, or the floating tensor that was cast to it while Dynamo traced.
 
     Raises:
         TypeError: ``x`` is not floating.
     """
-    if not x.is_floating_point():
-        base: Any = layer
-        base = base.get_base_layer() if hasattr(base, "get_base_layer") else base
-        configured = getattr(base, "compute_dtype", None)
-        wanted = f"the layer's compute_dtype ({configured})" if configured else "a floating dtype"
-        raise TypeError(
-            f"{type(layer).__name__} was given a {x.dtype} tensor of shape {tuple(x.shape)}: its caller cast the "
-            f"activations to the weight's storage dtype, which destroys them. Cast to {wanted} instead."
-        )
+    if x.is_floating_point():
+        return x
+    source = source_of(x) if torch.compiler.is_compiling() else None
+    if source is not None:
+        return source
+    base: Any = layer
+    base = base.get_base_layer() if hasattr(base, "get_base_layer") else base
+    configured = getattr(base, "compute_dtype", None)
+    wanted = f"the layer's compute_dtype ({configured})" if configured else "a floating dtype"
+    raise TypeError(
+        f"{type(layer).__name__} was given a {x.dtype} tensor of shape {tuple(x.shape)}: its caller cast the "
+        f"activations to the weight's storage dtype, which destroys them. Cast to {wanted} instead."
+    )
 
 
 def compute_dtype(layer: Any, x: torch.Tensor) -> torch.dtype:
@@ -169,68 +177,3 @@ def left_at_float32(layer: Any, given: torch.dtype | None = None) -> str | None:
     if given is None and stored in HALF:
         return _FLOAT32_COMPUTE.format(why=f"their weights were quantized from {stored}")
     return None
-
-
-_T: Any = torch.Tensor
-
-
-class PackedWeights:
-    """What a model's code does with a packed weight as if it were a matrix, kept right inside a function mode.
-
-    Activations that are cast to the dtype in which a k-bit weight is stored stay floating (T5's feed-forward does
-    ``hidden_states.to(self.wo.weight.dtype)``). A 4-bit weight is dequantized before it is clamped, and one that is
-    frozen is not clamped in place (Gemma3n, ``self.prediction_coefs.weight.data.clamp_``; transformers 5.23.0).
-
-    Args:
-        asked: told where activations are kept floating: function, operand, the dtype they have, the one they keep.
-    """
-
-    def __init__(self, asked: Any) -> None:
-        self.asked = asked
-        self.read: tuple[int, torch.dtype] | None = None  # when the dtype of a packed weight was read last
-        self.data: list[torch.Tensor] = []  # what `weight.data` of a packed weight has given
-
-    @classmethod
-    def special(cls, asked: Any) -> dict[Any, Any]:
-        """The functions that are handled, for one run under the mode."""
-        self = cls(asked)
-        return {
-            _T.dtype.__get__: self._dtype,
-            _T.data.__get__: self._data,
-            torch.Tensor.to: self._to,
-            **dict.fromkeys((torch.clamp, torch.clamp_, torch.Tensor.clamp, torch.Tensor.clamp_), self._clamp),
-        }
-
-    def _dtype(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        dtype = func(*args, **kwargs)
-        if is_kbit_weight(args[0]) and not dtype.is_floating_point:
-            self.read = mode.calls, dtype
-        return dtype
-
-    def _to(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        # Only the dtype that was read for this very cast: a model may make integers of its own.
-        if self.read is not None and self.read[0] == mode.calls - 1 and args[0].is_floating_point():
-            if self.read[1] in (*args[1:], *kwargs.values()):
-                if self.asked(func, "activations", self.read[1], args[0].dtype):
-                    return args[0]
-        return func(*args, **kwargs)
-
-    def _data(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        data = func(*args, **kwargs)
-        if is_kbit_weight(args[0]):
-            self.data.append(data)
-        return data
-
-    def _clamp(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        weight, bounds = args[0], (*args[1:], *kwargs.values())
-        packed = is_kbit_weight(weight) or any(weight is data for data in self.data)
-        if not packed or not any(isinstance(bound, float) for bound in bounds):
-            return func(*args, **kwargs)
-        if func in (torch.Tensor.clamp_, torch.clamp_):
-            self.asked(func, "packed weight", weight.dtype, weight.dtype)
-            return weight
-        if not is_kbit_weight(weight) or not self.asked(func, "packed weight", weight.dtype, weight.quant_state.dtype):
-            return func(*args, **kwargs)
-        from bitsandbytes.functional import dequantize_4bit
-
-        return func(dequantize_4bit(weight, weight.quant_state), *args[1:], **kwargs)

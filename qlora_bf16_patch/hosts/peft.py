@@ -10,10 +10,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from ..numerics.overlay import overlay
 from .bitsandbytes import bias_of, is_kbit, with_writable_bias
 
-# An autograd.Function whose backward multiplies what its forward saw with gradients in autocast's dtype, where no mode
-# is: adapters in the other half precision fail there (LoHa, peft 0.21.2, HadaWeight).
-OWN_BACKWARD = {"peft.tuners.loha.layer"}
-
 
 def is_kbit_tuner(module: Any) -> bool:
     """Whether it is an adapter's layer around a 4- or 8-bit layer."""
@@ -23,6 +19,11 @@ def is_kbit_tuner(module: Any) -> bool:
 def is_kbit_layer(module: Any) -> bool:
     """Whether it is a 4- or 8-bit layer, or an adapter's layer around one."""
     return is_kbit(module) or is_kbit_tuner(module)
+
+
+def is_prompt_learning(model: Any) -> bool:
+    """Whether it is a PEFT model of prompt, prefix or p-tuning: no layer of it holds an adapter."""
+    return any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values())
 
 
 def with_written_bias(layer: Any) -> Any:

@@ -5,6 +5,7 @@ A mode sees every call of torch's Python API in its block. Dynamo traces it (tor
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,24 +13,30 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .dtypes import cast, floating
-from .rules import RULES
+from .dtypes import floating
+from .rules import ASKED_FIRST, rule_of
+from .rules.rule import fit, run
 
 # Asked before each cast: the function, the operand's name, its dtype, the dtype that it would get. It may refuse.
 Asked = Callable[[Any, str, torch.dtype, torch.dtype], bool]
 # All that torch says of dtypes that do not fit has one of these words in it, and its other errors seldom do.
-_OF_DTYPES = re.compile(r"type|precision|Float|Half|should be the same", re.IGNORECASE)
+_OF_DTYPES = re.compile(
+    r"type|precision|overflow|Float|Half|should be the same|did not match|primitive descriptor", re.IGNORECASE
+)
+_ERRORS = (RuntimeError, TypeError, ValueError)
+_CASTS = (torch.Tensor.to, torch.Tensor.type, torch.Tensor.type_as)
+_REFUSED = "_qlora_bf16_patch_refused"
 
 
 class CastOnMismatch(TorchFunctionMode):
     """Inside it, an operation that torch refuses for its operands' dtypes has them cast, and its result cast back.
 
     Each operation is tried first, so where torch takes the operands the bits stay the same. One that it refuses goes by
-    its rule; where it has none, it runs again in the dtype of its first floating operand.
+    its rule, which names a dtype; where torch has no kernel in that one, it runs in that of another operand.
 
     Attributes:
         casts: how many operations were mended.
-        calls: how many functions were called, where some are special.
+        truncated: integers that floating tensors were cast to while Dynamo traced, with those.
 
     Args:
         asked: asked before each cast, and free to raise.
@@ -42,43 +49,65 @@ class CastOnMismatch(TorchFunctionMode):
         self.asked = asked
         self.special = special or {}
         self.casts = 0
-        self.calls = 0
+        self.truncated: list[tuple[Any, Any]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        rule = RULES.get(func)
         if torch.compiler.is_compiling():  # Dynamo finds out while it traces, and cannot be asked
-            if rule is None or kwargs.get("out") is not None:
-                return func(*args, **kwargs)
-            return rule(self, func, args, kwargs)
-        if self.special:
-            self.calls += 1
-            if func in self.special:
-                return self.special[func](self, func, args, kwargs)
+            return self._unasked(func, args, kwargs)
+        if func in self.special:
+            return self.special[func](self, func, args, kwargs)
         try:
-            return func(*args, **kwargs)
-        except (RuntimeError, TypeError, ValueError) as error:
-            if kwargs.get("out") is not None:
+            return self._unasked(func, args, kwargs) if func in ASKED_FIRST else func(*args, **kwargs)
+        except _ERRORS as error:
+            if not _OF_DTYPES.search(str(error)):
                 raise
-            # A rule that knows no cast calls the function again, which raises again.
-            return self._again(error, func, args, kwargs) if rule is None else rule(self, func, args, kwargs)
+            operands = floating((*args, *kwargs.values()))
+            error.__dict__[_REFUSED] = func, list(dict.fromkeys(tensor.dtype for tensor in operands))
+            is_setter = getattr(func, "__name__", "") == "__set__"  # of `.data`, `.grad`: their dtype is a wish
+            if is_setter or kwargs.get("out") is not None:
+                raise
+            return self._again(error, func, args, kwargs)
 
     def may_cast(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
-        """Called by a rule that is about to cast an operand."""
+        """Called where an operand is about to be cast."""
         if self.asked is not None and not self.asked(func, operand, given, to):
             return False
         self.casts += 1
         return True
 
+    def _unasked(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func in _CASTS:
+            result = func(*args, **kwargs)
+            if args[0].is_floating_point() and not result.is_floating_point():
+                self.truncated.append((result, args[0]))
+            return result
+        rule = rule_of(func)
+        if kwargs.get("out") is None and rule.refuses(func, args, kwargs):
+            wanted, given = rule.dtypes(func, [*floating((*args, *kwargs.values()))])
+            fitted, told = fit(rule, func, args, kwargs, wanted)
+            if told and self.may_cast(func, *told):
+                return run(rule, func, args, kwargs, fitted, given)
+        return func(*args, **kwargs)
+
     def _again(self, error: Exception, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Torch itself has said that the dtypes do not fit, before it computed anything."""
-        dtypes = list(dict.fromkeys(tensor.dtype for tensor in floating((*args, *kwargs.values()))))
-        is_setter = getattr(func, "__name__", "") == "__set__"  # of `.data`, `.grad`: their dtype is the caller's wish
-        if len(dtypes) < 2 or is_setter or not _OF_DTYPES.search(str(error)):
+        rule, operands = rule_of(func), [*floating((*args, *kwargs.values()))]
+        if not operands or (rule.in_place and not isinstance(args[0], torch.Tensor)):  # writes to a list's copies: lost
             raise error
-        if not self.may_cast(func, "operand", dtypes[1], dtypes[0]):
-            raise error
-        args = [cast(dtypes[0], value) for value in args]
-        return func(*args, **{name: cast(dtypes[0], value) for name, value in kwargs.items()})
+        wanted, given = rule.dtypes(func, operands)
+        for dtype in dict.fromkeys((wanted, *(() if rule.in_place else (tensor.dtype for tensor in operands)))):
+            fitted, told = fit(rule, func, args, kwargs, dtype)
+            if told and not self.may_cast(func, *told):
+                break
+            if told:
+                with contextlib.suppress(*_ERRORS):  # torch has no kernel in this dtype
+                    return run(rule, func, args, kwargs, fitted, given)
+        raise error
+
+
+def refused(error: Exception) -> tuple[Any, list[torch.dtype]] | None:
+    """The operation that torch refused with this error, and its operands' dtypes; None where no mode saw it."""
+    return error.__dict__.get(_REFUSED)

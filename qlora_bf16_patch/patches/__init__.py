@@ -73,15 +73,19 @@ CATALOGUE: tuple[Patch, ...] = (
     ),
     Patch(
         name="peft.boundary",
-        load=_here("boundary:inject_adapter"),
+        module="peft.peft_model",
+        attribute=("peft.tuners.tuners_utils:BaseTuner.inject_adapter", "PeftModel.add_adapter"),
+        load=_here("boundary:take_in_after"),
         summary="all else in a k-bit model, attention included, takes operands of different floating dtypes",
+        distribution="peft",
+        requires=">=0.6",
+        tested="0.21.2",
         reports=(
             "huggingface/peft#1515",
             "huggingface/trl#1202",
             "hiyouga/LlamaFactory#539",
             "huggingface/transformers#29974",
         ),
-        **_INJECTION,
     ),
     Patch(
         name="transformers.generate",

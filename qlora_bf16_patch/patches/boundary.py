@@ -16,15 +16,16 @@ import torch
 from torch import nn
 
 from ..engine.installation import Installation, call_shadowed
-from ..hosts.bitsandbytes import PackedWeights, is_4bit, stores_floats
-from ..hosts.peft import is_kbit_layer
-from ..hosts.transformers import OWN_BACKWARD
+from ..hosts.bitsandbytes import is_4bit, stores_floats
+from ..hosts.own_backward import has_own_backward
+from ..hosts.packed import PackedWeights
+from ..hosts.peft import is_kbit_layer, is_prompt_learning
 from ..numerics import training
 from ..numerics.autocast import NOTHING
 from ..numerics.dtypes import autocast_is_on, floating
 from ..watching.watch import PATH, Watch, here
 from . import torch_layers
-from .injection import after_injection, each_module, left_alone
+from .injection import after_injection, each_module, left_alone, safely
 from .linear4bit import warn_of_float32
 
 NAME = "peft.boundary"
@@ -32,10 +33,23 @@ _watches: weakref.WeakKeyDictionary[Installation, Watch] = weakref.WeakKeyDictio
 _entry_forwards: set[Callable[..., Any]] = set()
 
 
-def inject_adapter(original: Any, installation: Installation) -> Callable[..., Any]:
-    """Over ``BaseTuner.inject_adapter``."""
+def take_in_after(original: Any, installation: Installation) -> Callable[..., Any]:
+    """Over ``BaseTuner.inject_adapter``, and ``PeftModel.add_adapter`` for the methods that inject none."""
+    if original.__name__ == "add_adapter":
+        return _after_prompt_learning(original, installation)
     installation.reporters += [functools.partial(_seen, watch_of(installation)), training.seen]
     return after_injection(original, installation, take_in)
+
+
+def _after_prompt_learning(original: Any, installation: Installation) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def add_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if is_prompt_learning(self):
+            safely(take_in, self, installation)
+        return result
+
+    return add_adapter
 
 
 def watch_of(installation: Installation) -> Watch:
@@ -43,7 +57,12 @@ def watch_of(installation: Installation) -> Watch:
     if installation not in _watches:
         mark = functools.partial(_mark, installation)
         _watches[installation] = Watch(
-            NAME, mark, is_kbit_layer, stores_floats, PackedWeights.special, lambda: installation.strict
+            NAME,
+            mark,
+            is_kbit_layer,
+            stores_floats,
+            lambda asked, answered: PackedWeights(asked, answered).handlers,
+            lambda: installation.strict,
         )
     return _watches[installation]
 
@@ -88,7 +107,7 @@ def _entries(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _forward_for(installation: Installation, cls: Any) -> Callable[..., Any] | None:
-    if f"{cls.__module__}.{cls.__qualname__}" in OWN_BACKWARD:
+    if has_own_backward(cls):
         return _marked(installation, cls)
     return torch_layers.forward_for(installation, watch_of(installation), cls)
 
@@ -96,16 +115,20 @@ def _forward_for(installation: Installation, cls: Any) -> Callable[..., Any] | N
 def _mark(installation: Installation, module: nn.Module, path: str) -> None:
     """A module in which the watch has seen a cast."""
     module.__dict__.setdefault(PATH, path)
-    if getattr(module.__dict__.get("forward"), "__func__", None) not in _entry_forwards:  # those ask by themselves
-        cls: Any = type(module)
-        installation.bind(module, _marked(installation, cls))
+    if getattr(module.__dict__.get("forward"), "__func__", None) in _entry_forwards:  # those ask by themselves
+        return
+    cls: Any = type(module)
+    # A layer of torch's that was put in after the model was taken in gets what it would have got then.
+    late = None if module in installation.bound else _forward_for(installation, cls)
+    installation.bind(module, late or _marked(installation, cls))
 
 
 def _seen(watch: Watch) -> list[str]:
     casts = list(watch.casts)
     if not casts:
         return []
-    shown = "; ".join(map(str, casts[:8])) + (f"; and {len(casts) - 8} more" if len(casts) > 8 else "")
+    shown = "; ".join(f"{cast} ({cast.kind})" if cast.kind else str(cast) for cast in casts[:8])
+    shown += f"; and {len(casts) - 8} more" if len(casts) > 8 else ""
     return [f"casts at {len(casts)} place{'s' * (len(casts) > 1)}: {shown}"]
 
 
@@ -143,7 +166,7 @@ def _autocast_around(values: tuple[Any, ...]) -> bool:
 @functools.cache
 def _marked(installation: Installation, cls: Any) -> Callable[..., Any]:
     """Routers, experts, attention and whatever else torch refused an operation in."""
-    watch, own_backward = watch_of(installation), f"{cls.__module__}.{cls.__qualname__}" in OWN_BACKWARD
+    watch, own_backward = watch_of(installation), has_own_backward(cls)
 
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -37,7 +37,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
 
 
 def _computed(original: Any, installation: Installation, layer: Any, x: torch.Tensor, repacks: bool) -> torch.Tensor:
-    host.refuse_integers(layer, x)
+    x = host.activations(layer, x)
     if not layer.compute_type_is_set:
         # bitsandbytes < 0.47 replaces a configured compute dtype by the first input's (bitsandbytes#1623).
         if layer.compute_dtype is None:

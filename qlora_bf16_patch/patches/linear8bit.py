@@ -20,7 +20,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
     def patched(self: Any, x: torch.Tensor) -> Any:
         if not installation.on:
             return original(self, x)
-        host.refuse_integers(self, x)
+        x = host.activations(self, x)
         layer = host.untouched(self, x.dtype, repacks=False)
         if _overflows(self, x):
             with torch.autocast(x.device.type, enabled=False):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..engine.installation import Installation
-from ..hosts.bitsandbytes import compute_dtype, refuse_integers
+from ..hosts.bitsandbytes import activations, compute_dtype
 from ..hosts.lora import Adapter, base_is_plain, is_dora, plain_adapters
 from ..hosts.peft import adapter_dtypes, with_written_bias
 from ..numerics import training
@@ -34,7 +34,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
     def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not installation.on:
             return original(self, x, *args, **kwargs)
-        refuse_integers(self, x)
+        x = activations(self, x)
         layer = with_written_bias(self) if is_dora(self) and not torch.compiler.is_compiling() else self
         if training.computes_as_upstream(self, autocast_is_on(x.device.type), x) or within_gradients():
             return _as_upstream(original, layer, x, args, kwargs)

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.rnn import PackedSequence
 
 from ..engine.installation import Installation, call_shadowed, shadows
 from ..numerics.dtypes import autocast_is_on, cast, mixed_is_allowed
-from ..watching.events import Cast
+from ..numerics.overlay import overlay
 from ..watching.watch import PATH, Watch
 
 _RECURRENT = tuple(cls.forward for cls in (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell))
@@ -26,6 +27,8 @@ def forward_for(installation: Installation, watch: Watch, cls: Any) -> Callable[
         return _embedding(installation, watch, cls)
     if cls.forward in _RECURRENT:
         return _recurrent(installation, watch, cls)
+    if cls.forward is nn.TransformerEncoderLayer.forward:
+        return _encoder_layer(installation, cls)
     return _weighted(installation, watch, cls) if kind(cls) else None
 
 
@@ -36,19 +39,21 @@ def kind(cls: Any) -> str | None:
         return "product"
     if cls.forward in (nn.LayerNorm.forward, nn.GroupNorm.forward):
         return "norm"
-    return "batch_norm" if cls.forward is _BatchNorm.forward else None
+    return "batch_norm" if cls.forward in (_BatchNorm.forward, _InstanceNorm.forward) else None
 
 
 @functools.cache
 def _weighted(installation: Installation, watch: Watch, cls: Any) -> Callable[..., Any]:
     """Linear, convolutions and normalizations: the input is cast to the weights, the result back."""
-    how, name, upstream = kind(cls) or "product", cls.__name__, cls.forward
+    how, upstream = kind(cls) or "product", cls.forward
     is_torchs = getattr(upstream, "__globals__", {}).get("__name__", "").startswith("torch.nn.modules.")
 
     @functools.wraps(cls.forward)
     def forward(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         own = self.__dict__
         weight = own["_parameters"].get("weight", own.get("weight"))
+        if how == "batch_norm" and installation.on and _has_other_statistics(own, weight):
+            return _looked_at(installation, watch, self, input, args, kwargs)
         if isinstance(weight, torch.Tensor) and (not isinstance(input, torch.Tensor) or input.dtype is weight.dtype):
             return call_shadowed(installation, self, input, *args, **kwargs)
         if not installation.on:
@@ -63,7 +68,7 @@ def _weighted(installation: Installation, watch: Watch, cls: Any) -> Callable[..
             return call_shadowed(installation, self, input, *args, **kwargs)
         if not torch.compiler.is_compiling() or installation.strict:
             what = "linear" if how == "product" else how
-            watch.tell(self, Cast(own.get(PATH, name), name, what, "input", input.dtype, weight.dtype))
+            watch.tell(self, what, "input", input.dtype, weight.dtype)
         return call_shadowed(installation, self, input.to(weight.dtype), *args, **kwargs).to(input.dtype)
 
     return forward
@@ -81,11 +86,24 @@ def _recurrent(installation: Installation, watch: Watch, cls: Any) -> Callable[.
         if not installation.on or weight is None or given.dtype == weight.dtype or autocast_is_on(given.device.type):
             return call_shadowed(installation, self, input, *args, **kwargs)
         if not torch.compiler.is_compiling() or installation.strict:
-            name = cls.__name__
-            watch.tell(self, Cast(own.get(PATH, name), name, name.lower(), "input", given.dtype, weight.dtype))
+            watch.tell(self, cls.__name__.lower(), "input", given.dtype, weight.dtype)
         values = [cast(weight.dtype, value) for value in args], {n: cast(weight.dtype, v) for n, v in kwargs.items()}
         result = call_shadowed(installation, self, input.to(weight.dtype), *values[0], **values[1])
         return _cast_back(given.dtype, result)
+
+    return forward
+
+
+@functools.cache
+def _encoder_layer(installation: Installation, cls: Any) -> Callable[..., Any]:
+    """While Dynamo traces, no function mode is asked about the fused operation of an evaluation (torch 2.13.0)."""
+
+    @functools.wraps(cls.forward)
+    def forward(self: Any, src: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        mixed = torch.compiler.is_compiling() and src.dtype != self.norm1.weight.dtype
+        # 0 is an activation that the fused operation does not know.
+        layer = overlay(self, activation_relu_or_gelu=0) if mixed and installation.on else self
+        return call_shadowed(installation, layer, src, *args, **kwargs)
 
     return forward
 
@@ -94,6 +112,15 @@ def _cast_back(dtype: torch.dtype, result: Any) -> Any:
     if isinstance(result, PackedSequence):
         return result.to(dtype)
     return tuple(_cast_back(dtype, item) for item in result) if isinstance(result, tuple) else cast(dtype, result)
+
+
+def _has_other_statistics(own: dict[str, Any], weight: Any) -> bool:
+    """Whether running statistics have another dtype than the weights.
+
+    Torch updates them before it refuses (2.13.0), so a call that was run again would count its batch twice.
+    """
+    mean = own["_buffers"].get("running_mean")
+    return weight is not None and mean is not None and mean.dtype is not weight.dtype
 
 
 def _is_taken(kind: str, input: torch.Tensor, weight: torch.Tensor) -> bool:

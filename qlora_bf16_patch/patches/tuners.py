@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from ..engine.installation import Installation, call_shadowed
-from ..hosts.bitsandbytes import compute_dtype, refuse_integers
-from ..hosts.peft import OWN_BACKWARD, adapter_dtypes, is_kbit_tuner, with_written_bias
+from ..hosts.bitsandbytes import activations, compute_dtype
+from ..hosts.own_backward import has_own_backward
+from ..hosts.peft import adapter_dtypes, is_kbit_tuner, with_written_bias
 from ..numerics import training
 from ..numerics.autocast import NOTHING, autocast_if_off, without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
@@ -54,13 +55,13 @@ def other_tuners(model: torch.nn.Module, installation: Installation) -> Iterator
 @functools.cache
 def forward(installation: Installation, cls: Any) -> Callable[..., Any]:
     """The forward of a class' objects."""
-    own_backward = cls.__module__ in OWN_BACKWARD
+    own_backward = has_own_backward(cls)
 
     @functools.wraps(cls.forward)
     def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not installation.on:
             return call_shadowed(installation, self, x, *args, **kwargs)
-        refuse_integers(self, x)
+        x = activations(self, x)
         autocast = autocast_is_on(x.device.type)
         upstreams = training.computes_as_upstream(self, autocast, x) or within_gradients()
         # Dynamo traces no write to `.data`.

@@ -7,13 +7,18 @@ from typing import Any
 
 import torch
 
-# What an operand is called in a message, by the name that torch's signature gives it.
-_SPOKEN = {"attn_mask": "attention mask", "end": "end", "input": "input"}
+# What an operand or an operation is called in a message, where torch's own name would not be understood.
+_OPERANDS = {"attn_mask": "attention mask"}
+_OPERATIONS = {"__setitem__": "index_put", "__matmul__": "matmul", "__rmatmul__": "matmul"}
+
+
+class CastRefused(TypeError):
+    """Strict mode: an operand would have been cast."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-    """One cast at one place; it is kept once, however often it happens.
+    """One cast at one place; it is kept once, however often and in whatever kinds of call it happens.
 
     Attributes:
         path: the innermost module's, in the model that is watched.
@@ -22,6 +27,8 @@ class Cast:
         operand: which of its operands was cast.
         given: dtype of the operand.
         to: dtype that it was cast to.
+        patch: the patch that cast it.
+        kind: the kind of call in which it was seen first, in words.
     """
 
     path: str
@@ -30,26 +37,43 @@ class Cast:
     operand: str
     given: torch.dtype
     to: torch.dtype
+    patch: str
+    kind: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
-        if self.operation == "linear" and self.operand == "input":
-            return f"{self.path}: {self.given} hidden states are cast to its {self.to} weights"
-        return f"{self.path}: {self.operation} has its {self.operand} cast from {self.given} to {self.to}"
+        return f"{self.path}: {self._what()}"
 
-    def refusal(self, patch: str) -> str:
+    def _what(self) -> str:
+        if self.operand == "packed weight":
+            if self.operation == "dtype":
+                return f"reads a packed weight's dtype, and is told {self.to} instead of its storage, {self.given}"
+            if self.given == self.to:
+                return "a frozen packed weight is not clamped in place"
+            return f"a packed weight is dequantized to {self.to} before {self.operation}"
+        if self.operation == "linear" and self.operand == "input":
+            return f"{self.given} hidden states are cast to its {self.to} weights"
+        return f"{self.operation} has its {self.operand} cast from {self.given} to {self.to}"
+
+    def refusal(self) -> str:
         """What strict mode raises."""
+        if self.operand == "packed weight":
+            what = f"{self._what()} by {self.patch}"
+        else:
+            what = (
+                f"{self.operation} computes in {self.to} and was given {self.given} as its {self.operand}. "
+                f"{self.patch} would have cast it"
+            )
         return (
-            f"{self.path} ({self.module}): {self.operation} computes in {self.to} and was given "
-            f"{self.given} as its {self.operand}. {patch} would have cast it, but QLORA_BF16_PATCH_STRICT is set: "
-            "cast it where it is made, or unset it."
+            f"{self.path} ({self.module}): {what}, but QLORA_BF16_PATCH_STRICT is set: cast it where it is made, or "
+            "unset it."
         )
 
 
 def name_of(func: Any) -> str:
     """An operation's name as a reader knows it."""
-    name = getattr(func, "__name__", None) or repr(func)
-    return {"__setitem__": "index_put", "__matmul__": "matmul", "__rmatmul__": "matmul"}.get(name, name)
+    name = func if isinstance(func, str) else getattr(func, "__name__", None) or repr(func)
+    return _OPERATIONS.get(name, name)
 
 
 def spoken(operand: str) -> str:
-    return _SPOKEN.get(operand, operand)
+    return _OPERANDS.get(operand, operand)

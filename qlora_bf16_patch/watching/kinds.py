@@ -47,3 +47,18 @@ def _told(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value), *map(_told, value[:_LONGEST])
     return type(value)
+
+
+def spoken_kind(kind: Kind | None) -> str:
+    """A kind as a reader knows it; nothing outside of a watched call."""
+    if kind is None:
+        return ""
+    training, gradients, _device, autocast, one_token = kind[:5]
+    return ", ".join(
+        [
+            "training" if training else "evaluation",
+            *(["without gradients"] if training and not gradients else ["with gradients"] if gradients else []),
+            *([f"autocast to {autocast}"] if autocast else []),
+            *(["one token"] if one_token else []),
+        ]
+    )

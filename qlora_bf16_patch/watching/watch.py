@@ -3,51 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import dis
 import functools
 import logging
-import re
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
 from ..numerics.checkpoints import rerun_within
-from ..numerics.mode import CastOnMismatch
+from ..numerics.compiling import trace_attributes_without_modes
+from ..numerics.mode import Asked, CastOnMismatch
 from ..numerics.places import modules_around, path_of
-from .events import Cast, name_of, spoken
-from .kinds import Kind, kind_of
+from .events import Cast, CastRefused, name_of, spoken
+from .kinds import Kind, kind_of, spoken_kind
+from .refusals import ERRORS, add_note, is_of_dtypes, operation_of, place_of
 from .rewind import Snapshot
 
 logger = logging.getLogger("qlora_bf16_patch")
 
-# What torch says of dtypes that do not fit: its messages have no class of their own. It decides alone whether a call
-# that failed is worth running again under the mode, which finds out whether dtypes were the reason.
-_OF_DTYPES = re.compile(
-    r"same dtype|dtypes?\b.*\bmatch|scalar ?type|mixed dtype|without overflow|query dtype|desired output type"
-    r"|type promot|storage dtype|and (bias|weight) type|dtypes? to be|different dtypes?|input dtype"
-    r"|but (got|found):? \S*(float|half|double)",
-    re.IGNORECASE,
-)
-_ERRORS = (RuntimeError, TypeError, ValueError)
 # A plain attribute: it survives deepcopy, and a pickle of the model loads without this package.
 PATH = "_qlora_bf16_patch_path"
 
 Call = Callable[[], Any]
-# Functions that a host's tensors need handled, made for one run under the mode; it is told where it casts.
-Special = Callable[[Callable[[Any, str, torch.dtype, torch.dtype], bool]], Mapping[Any, Callable[..., Any]]]
+# What a host's tensors need handled, made for one run under the mode. The first argument is told where it casts; the
+# second is asked where a dtype is read that is not what it seems, whether to answer with another.
+Handlers = Callable[[Asked, Callable[[], bool]], Mapping[Any, Callable[..., Any]]]
 
 
 class _Here(threading.local):
-    """The kind of the watched call that is running in this thread, if one is."""
+    """The watched call that is running in this thread, if one is."""
 
     kind: Kind | None = None
     root: Any = None
     gradients = False  # whether it has any: a model may switch them off for a part, and so does a reentrant checkpoint
     found: frozenset[Any] = frozenset()  # modules that were marked by the call itself, so that their mode is not on yet
+    read = False  # whether a dtype was read that is not what it seems
+    answers = False  # whether such a read is answered
 
 
 here = _Here()
@@ -67,7 +61,7 @@ class Watch:
         passes: whether a module's operations are left to torch, with all that it holds: k-bit layers and their adapters
             have patches of their own.
         is_silent: whether there is something in a model that torch would take and that yet has to be handled.
-        special: see :class:`..numerics.mode.CastOnMismatch`.
+        handlers: functions that a host's tensors need handled.
         strict: asked at each cast whether to raise instead.
     """
 
@@ -77,25 +71,28 @@ class Watch:
         mark: Callable[[torch.nn.Module, str], None],
         passes: Callable[[torch.nn.Module], bool],
         is_silent: Callable[[torch.nn.Module], bool],
-        special: Special,
+        handlers: Handlers,
         strict: Callable[[], bool],
     ) -> None:
         self._is_silent = is_silent
-        self.patch, self._mark, self._passes, self._special, self._strict = patch, mark, passes, special, strict
+        self.patch, self._mark, self._passes, self._handlers, self._strict = patch, mark, passes, handlers, strict
         self.casts: dict[Cast, None] = {}  # an ordered set
         self._told: weakref.WeakKeyDictionary[torch.nn.Module, set[Cast]] = weakref.WeakKeyDictionary()
         self._known: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
         self._marked: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
+        self._answered: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self._looked_for: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
 
     def mode(self, module: torch.nn.Module, marks: bool = False) -> CastOnMismatch:
         """The mode for a call of ``module``. With ``marks`` it marks the modules in which it casts."""
         asked = functools.partial(self._asked, module, marks)
-        return CastOnMismatch(asked, self._special(asked))
+        return CastOnMismatch(asked, self._handlers(asked, functools.partial(self._answers, module)))
 
     def while_compiling(self) -> contextlib.AbstractContextManager[Any]:
         """The mode, once. Dynamo traces it at no cost at run time, and has no frames to read."""
         if any(isinstance(mode, CastOnMismatch) for mode in _get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
             return contextlib.nullcontext()
+        trace_attributes_without_modes()
         return CastOnMismatch(self._refused_while_compiling if self._strict() else None)
 
     def needs_cast(self, module: torch.nn.Module) -> bool:
@@ -117,66 +114,74 @@ class Watch:
     def call(self, root: torch.nn.Module, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``call()``, a call of ``root`` with these arguments, in a thread where no watched one is running."""
         kind = kind_of(root, args, kwargs)
-        here.kind, here.root, here.gradients = kind, root, torch.is_grad_enabled()
+        here.kind, here.root, here.gradients, here.found = kind, root, torch.is_grad_enabled(), frozenset()
+        snapshot = Snapshot((*args, *kwargs.values()))
+        failed: Exception | None = None
         try:
-            if kind in self._marked.get(root, ()):  # operations of its own forward
-                with self.mode(root):
-                    return call()
-            snapshot = Snapshot((*args, *kwargs.values()))
-            if kind not in self._known.get(root, ()):
-                # A call that can be run again has to raise first: what works runs as it is, in the first call, too. Not
-                # so one that is given a cache, which it may write to in place.
-                cached = snapshot.holds_something and not torch.is_grad_enabled() and not _has_compiled_parts(root)
-                if cached or self._is_silent(root):
-                    return self._look(root, kind, call)
-                self._known.setdefault(root, set()).add(kind)
-            try:
-                return call()
-            except _ERRORS as error:
-                if not self._is_of_dtypes(error):
-                    raise
-                return self._surprised(root, kind, call, snapshot, error)
+            for attempt in self._attempts(root, kind, snapshot):
+                try:
+                    with attempt:
+                        result = call()
+                except ERRORS as error:
+                    if is_of_dtypes(error):
+                        failed = error
+                    elif failed is None or not here.answers or isinstance(error, CastRefused):
+                        raise
+                else:
+                    self._known.setdefault(root, set()).add(kind)
+                    if failed is not None and not here.found:
+                        # Cast where no frame tells the place, as in a block that was compiled by itself.
+                        self._marked.setdefault(root, set()).add(kind)
+                    return result
+                can_run_again = snapshot.restore()
+                if not can_run_again:
+                    break
+            assert failed is not None
+            self._known.get(root, set()).discard(kind)
+            self._looked_for.setdefault(root, set()).add(kind)
+            add_note(failed, self._note(failed, root, can_run_again))
+            raise failed
         finally:
-            here.kind, here.root, here.gradients = None, None, False
+            here.__dict__.clear()
 
-    def _look(self, root: torch.nn.Module, kind: Kind, call: Call) -> Any:
-        """A call under the mode, which marks the modules in which it casts."""
-        here.found = frozenset()
-        try:
-            with self.mode(root, marks=True):
-                result = call()
-        except _ERRORS as error:
-            if self._is_of_dtypes(error):
-                _add_note(
-                    error,
-                    f"{self.patch} ran this call of {type(root).__name__} under its mode, and knows no cast that torch "
-                    "would take. Cast where the operands are made, and please report it.",
-                )
-            raise
-        self._known.setdefault(root, set()).add(kind)
-        return result
+    def _attempts(
+        self, root: torch.nn.Module, kind: Kind, snapshot: Snapshot
+    ) -> Iterator[contextlib.AbstractContextManager[Any]]:
+        """What to run a call in, one after another until torch refuses no dtypes in it.
 
-    def _surprised(self, root: torch.nn.Module, kind: Kind, call: Call, snapshot: Snapshot, error: Exception) -> Any:
-        """A branch ran that the first call of this kind did not take, and torch refused an operation there."""
-        self._known[root].discard(kind)  # from now on it is watched again
-        if not snapshot.restore():
-            _add_note(
-                error,
-                f"{self.patch} had not seen this operation in a call of this kind, and cannot run the call again: it "
-                "has written to its arguments. The next call of this kind is watched, and mended.",
+        What works runs as it is, in the first call, too; one in which torch refuses an operation is run again under the
+        mode. Not so a first call that is given a cache, which it may write to in place: it runs under the mode at once.
+        """
+        if kind in self._marked.get(root, ()):  # operations of its own forward
+            yield self.mode(root)
+        elif kind in self._known.get(root, ()) or not self._looks_first(root, kind, snapshot):
+            yield contextlib.nullcontext()
+        yield self.mode(root, marks=True)
+        if here.read:
+            here.answers = True
+            yield self.mode(root, marks=True)
+
+    def _looks_first(self, root: torch.nn.Module, kind: Kind, snapshot: Snapshot) -> bool:
+        if kind in self._looked_for.get(root, ()):  # the last one failed, and could not be run again
+            return True
+        cached = snapshot.holds_something and not torch.is_grad_enabled() and not _has_compiled_parts(root)
+        return cached or self._is_silent(root)
+
+    def _note(self, error: Exception, root: torch.nn.Module, ran_again: bool) -> str:
+        where = f"{self.patch}: torch refused {operation_of(error)} in {place_of(error, root)}"
+        if not ran_again:
+            return (
+                f"{where}, which no call of this kind had shown before. It was not run again under the patch, since it "
+                "has written to its arguments; the next call of this kind is watched, and mended."
             )
-            raise error
-        before = dict(self.casts)
-        result = self._look(root, kind, call)
-        if self.casts == before and kind not in self._marked.get(root, ()):
-            # Cast where no frame tells the place, as in a block that was compiled by itself.
-            self._marked.setdefault(root, set()).add(kind)
-        return result
+        return (
+            f"{where}, under the patch as well, which knows no cast that torch would take. Cast one operand to the "
+            "dtype of the other where it is made, and please report it."
+        )
 
-    def _is_of_dtypes(self, error: Exception) -> bool:
-        """Whether torch has refused dtypes, and not the model's own code or strict mode."""
-        text = str(error)
-        return "QLORA_BF16_PATCH_STRICT" not in text and bool(_OF_DTYPES.search(text)) and not _is_the_models_own(error)
+    def _answers(self, owner: torch.nn.Module) -> bool:
+        here.read = True
+        return here.answers or owner in self._answered
 
     def _asked(
         self, owner: torch.nn.Module, marks: bool, func: Any, operand: str, given: torch.dtype, to: torch.dtype
@@ -193,10 +198,11 @@ class Watch:
                 break
         around = around or [owner]
         innermost = around[0]
-        path = innermost.__dict__.get(PATH) or path_of(innermost, here.root or owner)
-        self.tell(innermost, Cast(path, type(innermost).__name__, name_of(func), spoken(operand), given, to))
+        self.tell(innermost, name_of(func), spoken(operand), given, to, owner)
         if marks and here.kind is not None:
             self._mark_one(around, here.kind)
+        if here.answers:
+            self._answered.add(innermost if marks else owner)
         rerun_within(functools.partial(self.mode, innermost))
         return True
 
@@ -213,28 +219,37 @@ class Watch:
                 return
 
     def _refused_while_compiling(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
-        cast = Cast("a compiled module", "torch.compile", name_of(func), spoken(operand), given, to)
-        raise TypeError(cast.refusal(self.patch))
+        cast = Cast("a compiled module", "torch.compile", name_of(func), spoken(operand), given, to, self.patch)
+        raise CastRefused(cast.refusal())
 
-    def tell(self, module: torch.nn.Module, cast: Cast) -> None:
-        """Tell a cast once, or raise in strict mode."""
+    def tell(
+        self,
+        module: torch.nn.Module,
+        operation: str,
+        operand: str,
+        given: torch.dtype,
+        to: torch.dtype,
+        root: torch.nn.Module | None = None,
+    ) -> None:
+        """Tell a cast once, or raise in strict mode.
+
+        Args:
+            module: the innermost one.
+            operation: torch's name of it.
+            operand: which of its operands is cast.
+            given: its dtype.
+            to: the dtype that it is cast to.
+            root: a module in which the path is looked for, where neither the module nor the running call tells.
+        """
+        path = module.__dict__.get(PATH) or path_of(module, here.root or root or module)
+        cast = Cast(path, type(module).__name__, operation, operand, given, to, self.patch, spoken_kind(here.kind))
         if self._strict():
-            raise TypeError(cast.refusal(self.patch))
-        self.casts[cast] = None
+            raise CastRefused(cast.refusal())
+        self.casts.setdefault(cast)
         told = self._told.setdefault(module, set())
         if cast not in told:
             told.add(cast)
             logger.info("%s", cast)
-
-
-def _is_the_models_own(error: Exception) -> bool:
-    """Whether a statement of the model's code has raised it; torch raises from C, or in its own Python."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_globals.get("__name__", "").startswith(("torch.", __name__.partition(".")[0])):
-        return False
-    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _has_compiled_parts(root: torch.nn.Module) -> bool:
@@ -243,8 +258,3 @@ def _has_compiled_parts(root: torch.nn.Module) -> bool:
         getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
         for module in root.modules()
     )
-
-
-def _add_note(error: Exception, text: str) -> None:
-    if hasattr(error, "add_note"):  # Python 3.11
-        error.add_note(text)

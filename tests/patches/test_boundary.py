@@ -1,26 +1,20 @@
 """peft.boundary: the unquantized modules of a k-bit model, where torch would raise and nowhere else."""
 
 import copy
-import functools
 import io
 import itertools
 import logging
 import pickle
 
-import bitsandbytes
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from bitsandbytes.functional import dequantize_4bit
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 import qlora_bf16_patch
-from qlora_bf16_patch.hosts.bitsandbytes import PackedWeights
-from qlora_bf16_patch.numerics.mode import CastOnMismatch
 
 from .conftest import FLOATING, HALF, Toy, assert_unchanged, flattened, linear4bit, lora_model, state
 
@@ -421,63 +415,6 @@ def test_floating_token_ids_are_an_error_that_says_what_was_cast(dtype):
     assert model(torch.tensor([[257]])).shape == (1, 1, 64)
 
 
-class CheckpointedExperts(GradientCheckpointingLayer):
-    def __init__(self):
-        super().__init__()
-        self.gate = nn.Parameter(torch.randn(1, 64, 8))
-
-    def forward(self, hidden_states):
-        return torch.bmm(hidden_states, self.gate)
-
-
-class OwnIntegers(nn.Module):
-    """It asks for a packed weight's dtype, and makes integers of its own."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        if self.layer.weight.dtype == torch.float32:
-            x = x.float()
-        return (x.sigmoid() * 255).to(torch.uint8)
-
-
-class Truncating(OwnIntegers):
-    """As T5's feed-forward."""
-
-    def forward(self, x):
-        return self.layer(x.to(self.layer.weight.dtype))
-
-
-def test_integers_of_a_models_own_stay_and_activations_are_not_cast_to_a_packed_weights_storage():
-    x = torch.randn(2, 64)
-    for _ in range(2):
-        model = lora_model(toy=Model(OwnIntegers(linear4bit())))
-        assert model(x).dtype == torch.uint8
-    part = Truncating(linear4bit(bias=False))
-    model = lora_model(toy=Model(part))
-    with qlora_bf16_patch.disabled(), torch.no_grad():
-        expected = part.layer(x)
-        assert not torch.equal(model(x).float(), expected)
-    with torch.no_grad():
-        for _ in range(2):
-            assert torch.equal(model(x), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16], ids=str)
-def test_a_4_bit_weight_is_dequantized_before_it_is_clamped_and_not_clamped_in_place(dtype):
-    layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_storage=dtype).to("cpu")
-    weight = layer.weight
-    expected = dequantize_4bit(weight.data, weight.quant_state).clamp(-0.01, 0.01)
-    with CastOnMismatch(special=PackedWeights.special(lambda *_: True)):
-        before = weight.data.clone()
-        weight.data.clamp_(-0.01, 0.01)
-        assert torch.equal(weight.data.view(torch.uint8), before.view(torch.uint8))
-        assert torch.equal(weight.clamp(-0.01, 0.01), expected)
-        assert torch.equal(torch.tensor([1, 9]).clamp(max=3), torch.tensor([1, 3]))
-
-
 class Frozen(nn.Module):
     """It switches gradients off for a part of its own."""
 
@@ -499,20 +436,3 @@ def test_what_a_call_with_gradients_computes_without_them_is_upstreams_too(train
     with qlora_bf16_patch.disabled():
         expected = model(x)
     assert torch.equal(model(x), expected)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_what_checkpointing_runs_again_in_the_backward_is_mended_as_well(reentrant):
-    gradients = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        model = lora_model(toy=Model(CheckpointedExperts().bfloat16())).train()
-        part = model.base_model.model.part
-        part.gate.requires_grad_()
-        part.gradient_checkpointing = checkpointing
-        part._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=reentrant)
-        x = torch.randn(1, 3, 64, requires_grad=True)
-        model(x).square().sum().backward()
-        gradients.append((x.grad, part.gate.grad))
-    assert torch.equal(gradients[0][0], gradients[1][0])
-    assert torch.equal(gradients[0][1], gradients[1][1])

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 import qlora_bf16_patch
+from qlora_bf16_patch import _registry as registry
+from qlora_bf16_patch.patches import boundary
+from qlora_bf16_patch.watching import refusals
 
 from .conftest import Toy, linear4bit, lora_model
 
@@ -143,7 +146,8 @@ def test_a_call_that_wrote_in_place_is_not_run_again_says_so_and_the_next_one_is
         with pytest.raises(RuntimeError, match="dtype") as raised:
             model(other, cache=cache)
         if hasattr(raised.value, "__notes__"):
-            assert "The next call of this kind is watched" in raised.value.__notes__[0]
+            assert "in part, `x = x @ self.experts[0].gate @" in raised.value.__notes__[0]
+            assert "the next call of this kind is watched" in raised.value.__notes__[0]
         assert model(other, cache=cache).dtype == F32
     assert cache.seen == 3
 
@@ -302,3 +306,85 @@ def test_a_guarded_module_around_a_trained_model_evaluates_as_that_was_trained()
         with qlora_bf16_patch.disabled():
             expected = outer(x)
         assert torch.equal(outer(x), expected)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "expected m1 and m2 to have the same dtype, but got: float != c10::BFloat16",
+        "mixed dtype (CPU): expect parameter to have scalar type of Float",
+        "prelu: Type promoting not supported. Got Float and BFloat16",
+        "value cannot be converted to type at::BFloat16 without overflow",
+        "RNN input dtype (torch.float32) does not match weight dtype (torch.bfloat16).",
+        "Float did not match BFloat16",
+        "\"cdist\" not implemented for 'BFloat16'",
+        "\"LayerNormKernelImpl\" not implemented for 'Byte'",
+        "quantile() input tensor must be either float or double dtype",
+        "Found dtype Float but expected BFloat16",
+        "expected dtype float for `end` but got dtype c10::BFloat16",
+        "expected weight to have the same type as tensor per_sample_weights, but type Float does not equal BFloat16",
+        "could not create a primitive descriptor for the LSTM forward propagation primitive",
+        "torch.finfo() requires a floating point input type. Use torch.iinfo to handle 'torch.uint8'",
+    ],
+)
+def test_what_torch_says_of_dtypes_is_known(message):
+    try:
+        raise RuntimeError(message)
+    except RuntimeError as error:
+        assert refusals._OF_DTYPES.search(str(error))
+        assert not refusals.is_of_dtypes(error)  # raised by a statement here, and not by torch
+
+
+def test_one_that_decodes_needs_a_cast_that_its_prompt_did_not():
+    class Decoding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Parameter(torch.randn(64, 64, dtype=BF16))
+
+        def forward(self, x, cache):
+            cache.append(x)
+            return x @ self.gate if x.shape[1] == 1 else x
+
+    model = lora_model(toy=Model(Decoding())).eval()
+    cache = Appended()
+    with torch.no_grad():
+        for length in (4, 1, 1, 4, 1):
+            assert model(torch.randn(1, length, 64), cache=cache).dtype == F32
+    assert len(cache.seen) == 5
+
+
+def test_an_error_that_stays_names_the_place_the_operation_its_dtypes_and_what_to_do():
+    class ToABuffer(nn.Module):
+        def forward(self, x):
+            return torch.mm(x[0], x.to(BF16)[0].T, out=x.new_zeros(4, 4))
+
+    model = lora_model(toy=Model(ToABuffer())).eval()
+    for _ in range(2):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="dtype") as raised:
+            model(torch.randn(1, 4, 64))
+        if hasattr(raised.value, "__notes__"):  # Python 3.11
+            (note,) = raised.value.__notes__
+            for part in ("peft.boundary", "mm of torch.float32 and torch.bfloat16 in part, `return torch.mm("):
+                assert part in note
+            assert note.endswith("where it is made, and please report it.")
+
+
+def test_each_cast_is_one_event_with_its_place_operand_dtypes_patch_and_kind_of_call():
+    model = lora_model(toy=Model(nn.Sequential(Stack()))).eval()
+    watch = boundary.watch_of(registry.installation("peft.boundary"))
+    with torch.no_grad(), qlora_bf16_patch.enabled():
+        watch.casts.clear()
+        for _ in range(2):
+            model(torch.randn(1, 4, 64))
+        with torch.autocast("cpu", BF16):
+            model(torch.randn(1, 4, 64))
+    (cast,) = watch.casts
+    assert (cast.path, cast.module, cast.operation, cast.operand) == ("part.0", "Stack", "index_put", "source")
+    assert (cast.given, cast.to, cast.patch, cast.kind) == (F32, BF16, "peft.boundary", "evaluation")
+    told = [note for status in qlora_bf16_patch.status() for note in status.notes]
+    assert (
+        "casts at 1 place: part.0: index_put has its source cast from torch.float32 to torch.bfloat16 (evaluation)"
+        in told
+    )
+    with qlora_bf16_patch.strict(), torch.no_grad(), pytest.raises(TypeError, match=r"part.0.*index_put.*source"):
+        model(torch.randn(1, 4, 64))

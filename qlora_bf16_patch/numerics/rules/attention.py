@@ -1,49 +1,49 @@
-"""Scaled dot-product attention of query, key, value and mask in different floating dtypes."""
+"""Attention of query, key, value, mask and weights in different floating dtypes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..dtypes import autocast_is_on
-from .operands import operand, replaced
+from ..dtypes import HALF, autocast_is_on, cast, floating
+from .operands import Args, Kwargs, operand
+from .rule import Dtypes, Rule, Tensors, activations, mixed_outside_autocast
 
+_F = nn.functional
 _NAMES = ("query", "key", "value", "attn_mask")
 
 
-def attention(mode: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The result has the query's dtype."""
+def _differ(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """Torch takes all of them under autocast, and a mask of booleans or of float32 with every query."""
     query, key, value, mask = (operand(args, kwargs, at, name) for at, name in enumerate(_NAMES))
-    if _taken(query, key, value, mask):
-        return func(*args, **kwargs)
-    # The half precision among them, in which autocast would compute.
-    common = next((t.dtype for t in (value, key, query) if t.dtype != torch.float32), query.dtype)
-    asked = False
-    for at, tensor in enumerate((query, key, value)):
-        if tensor.dtype != common:
-            asked = asked or mode.may_cast(func, _NAMES[at], tensor.dtype, common)
-            if not asked:
-                return func(*args, **kwargs)
-            args, kwargs = replaced(args, kwargs, at, _NAMES[at], tensor.to(common))
-    if mask is not None and mask.is_floating_point() and mask.dtype not in (common, torch.float32):
-        if not asked and not mode.may_cast(func, "attention mask", mask.dtype, torch.float32):
-            return func(*args, **kwargs)
-        # Torch takes a float32 mask with any query; a cast to float16 would turn a bfloat16 minimum into -inf.
-        args, kwargs = replaced(args, kwargs, 3, "attn_mask", mask.to(torch.float32))
-    return func(*args, **kwargs).to(query.dtype)
-
-
-def _taken(query: Any, key: Any, value: Any, mask: Any) -> bool:
-    """Whether torch takes them as they are: under autocast, and a mask of booleans or of float32 with every query."""
-    if not all(isinstance(tensor, torch.Tensor) for tensor in (query, key, value)):
-        return True
     if query.is_meta or autocast_is_on(query.device.type):
-        return True
+        return False
     masks = (torch.bool, torch.float32, query.dtype)
-    return query.dtype == key.dtype == value.dtype and (mask is None or mask.dtype in masks)
+    return not query.dtype == key.dtype == value.dtype or (mask is not None and mask.dtype not in masks)
 
 
-RULES: dict[Any, Any] = {nn.functional.scaled_dot_product_attention: attention}
+def _halves(func: Any, operands: Tensors) -> Dtypes:
+    query, key, value, *_ = operands
+    common = next((tensor.dtype for tensor in (value, key, query) if tensor.dtype in HALF), query.dtype)
+    return common, query.dtype
+
+
+def _mask_apart(dtype: torch.dtype, at: int | str, value: Any) -> Any:
+    """Torch takes a float32 mask with any query; a cast to float16 would turn a bfloat16 minimum into -inf."""
+    if at not in (3, "attn_mask"):
+        return cast(dtype, value)
+    return value if any(tensor.dtype == dtype for tensor in floating([value])) else cast(torch.float32, value)
+
+
+def _projected(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """By query, key, value and the weights alone; of biases and a mask torch takes some, by the path that it goes."""
+    places = ((0, "query"), (1, "key"), (2, "value"), (5, "in_proj_weight"), (11, "out_proj_weight"))
+    return mixed_outside_autocast(func, [operand(args, kwargs, at, name) for at, name in places], {})
+
+
+RULES: dict[Any, Rule] = {
+    _F.scaled_dot_product_attention: Rule(_differ, _halves, _mask_apart),
+    _F.multi_head_attention_forward: Rule(_projected, activations),
+}

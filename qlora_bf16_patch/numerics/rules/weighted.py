@@ -1,81 +1,70 @@
-"""Operations with a weight: the input is cast to it, and the result back."""
+"""Layers: what torch computes with weights in one call, in which no function mode sees the products."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..dtypes import autocast_is_on, cast, floating, mixed_is_allowed
-from .operands import found, operand, replaced
+from ..dtypes import HALF, autocast_is_on, floating
+from .operands import Args, Kwargs, found
+from .rule import Dtypes, Rule, Tensors, activations, mixed, mixed_outside_autocast
 
 _F = nn.functional
+_STATISTICS = ("running_mean", "running_var")
 
 
-def weighted(kind: str, weight_at: int, mode: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """``kind`` is that of :func:`..dtypes.mixed_is_allowed`."""
-    x, weight = operand(args, kwargs, 0, "input"), operand(args, kwargs, weight_at, "weight")
-    if not isinstance(x, torch.Tensor) or not isinstance(weight, torch.Tensor) or not x.is_floating_point():
-        return func(*args, **kwargs)
-    dtype = weight.dtype
-    agree = all(tensor.dtype == x.dtype for tensor in floating((*args, *kwargs.values())))
-    if agree or not dtype.is_floating_point or mixed_is_allowed(kind, x, dtype):
-        return func(*args, **kwargs)
-    if not mode.may_cast(func, "input", x.dtype, dtype):
-        return func(*args, **kwargs)
-    args = [cast(dtype, value) for value in args]
-    return func(*args, **{name: cast(dtype, value) for name, value in kwargs.items()}).to(x.dtype)
+def _norm(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """On CPU a normalization takes half precision with float32 for all the rest, on CUDA batch norm alone does.
 
-
-def batch_norm(mode: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Statistics may have another dtype than the weights, too: PEFT's preparation casts parameters and leaves buffers.
-
-    They are updated in their own dtype.
+    Autocast casts the other ones there, and an instance norm's mean may have any dtype (torch 2.13.0).
     """
-    mean, var = (operand(args, kwargs, at, name) for at, name in enumerate(_STATISTICS, start=1))
-    weight = operand(args, kwargs, 3, "weight")
-    if mean is None or weight is None or mean.dtype == weight.dtype:
-        return weighted("batch_norm", 3, mode, func, args, kwargs)
-    if not mode.may_cast(func, "running statistics", mean.dtype, weight.dtype):
-        return func(*args, **kwargs)
-    updated = [value.to(weight.dtype) for value in (mean, var)]
-    for at, name in enumerate(_STATISTICS, start=1):
-        args, kwargs = replaced(args, kwargs, at, name, updated[at - 1])
-    result = weighted("batch_norm", 3, mode, func, args, kwargs)
-    if operand(args, kwargs, 5, "training"):
-        with torch.no_grad():
-            mean.copy_(updated[0])
-            var.copy_(updated[1])
-    return result
+    if func is _F.instance_norm:
+        args, kwargs = [*args[:1], *args[2:]], {name: kwargs[name] for name in kwargs if name != "running_mean"}
+    if not mixed(func, args, kwargs):
+        return False
+    x, *others = floating((*args, *kwargs.values()))
+    if x.device.type != "cpu" and func in (_F.layer_norm, _F.group_norm):
+        return not autocast_is_on(x.device.type)
+    return x.dtype not in HALF or any(other.dtype != torch.float32 for other in others)
 
 
-def multi_head_attention(mode: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """One call of torch's, whose inner products no function mode sees: query, key and value are cast to its weights."""
-    tensors = [operand(args, kwargs, at, name) for at, name in enumerate(_ATTENDED)]
-    weight = operand(args, kwargs, 5, "in_proj_weight")
-    weight = kwargs.get("q_proj_weight") if weight is None else weight
-    if weight is None or autocast_is_on(weight.device.type) or all(t.dtype == weight.dtype for t in tensors):
-        return func(*args, **kwargs)
-    given = next(tensor.dtype for tensor in tensors if tensor.dtype != weight.dtype)
-    if not mode.may_cast(func, "query", given, weight.dtype):
-        return func(*args, **kwargs)
-    for at, name in enumerate(_ATTENDED):
-        args, kwargs = replaced(args, kwargs, at, name, tensors[at].to(weight.dtype))
-    output, *weights = func(*args, **kwargs)
-    return (output.to(tensors[0].dtype), *weights)
+def _in_float32(func: Any, operands: Tensors) -> Dtypes:
+    """A running average in half precision would hardly move."""
+    return torch.float32, operands[0].dtype
 
 
-_STATISTICS, _ATTENDED = ("running_mean", "running_var"), ("query", "key", "value")
-_CONVOLUTIONS = [
-    function for n in (1, 2, 3) for name in ("conv", "conv_transpose") for function in found(f"{name}{n}d")
-]
-RULES: dict[Any, Any] = {
-    **dict.fromkeys((_F.linear, *_CONVOLUTIONS, *found("prelu")), functools.partial(weighted, "product", 1)),
-    _F.layer_norm: functools.partial(weighted, "norm", 2),
-    _F.group_norm: functools.partial(weighted, "norm", 2),
-    _F.batch_norm: batch_norm,
-    _F.multi_head_attention_forward: multi_head_attention,
+def _updated(
+    first: int, flag: str, default: bool, args: Args, kwargs: Kwargs
+) -> Sequence[tuple[int | str, torch.Tensor]]:
+    """The running statistics, whose first one stands there: they are updated in their own dtype.
+
+    It may be another than the weights': PEFT's preparation casts parameters and leaves buffers.
+    """
+    if not (args[5] if len(args) > 5 else kwargs.get(flag, default)):
+        return ()
+    places = [at if len(args) > at else name for at, name in enumerate(_STATISTICS, first)]
+    tensors = [args[at] if isinstance(at, int) else kwargs.get(at) for at in places]
+    return [(at, tensor) for at, tensor in zip(places, tensors, strict=True) if tensor is not None]
+
+
+_CONVOLUTIONS = (f"{name}{n}d" for n in (1, 2, 3) for name in ("conv", "conv_transpose"))
+_RECURRENT = [f"{name}{cell}" for name in ("rnn_tanh", "rnn_relu", "lstm", "gru") for cell in ("", "_cell")]
+_FUSED = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention", "linear_cross_entropy")
+_in_layer = functools.partial(_updated, 1)
+# Torch's own, of another order; the last one has no flag, and always updates.
+_IN_C = ("batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+RULES: dict[Any, Rule] = {
+    **dict.fromkeys(found("prelu", *_CONVOLUTIONS), Rule(mixed_outside_autocast, activations)),
+    **dict.fromkeys((_F.layer_norm, _F.group_norm), Rule(_norm, activations)),
+    _F.batch_norm: Rule(_norm, _in_float32, written=functools.partial(_in_layer, "training", False)),
+    _F.instance_norm: Rule(_norm, _in_float32, written=functools.partial(_in_layer, "use_input_stats", True)),
+    **dict.fromkeys(
+        (getattr(torch, name) for name in _IN_C if hasattr(torch, name)),
+        Rule(_norm, _in_float32, written=functools.partial(_updated, 3, "training", True)),
+    ),
+    **dict.fromkeys(found(*_RECURRENT, *_FUSED), Rule(dtypes=activations)),
 }

@@ -1,43 +1,66 @@
-"""Operations that write a source into a tensor: the source takes the tensor's dtype."""
+"""Operations that write a source into a tensor, join tensors, or write a number that is out of the tensor's range."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+import math
 from typing import Any
 
 import torch
 
-from .operands import found, operand, replaced
+from ..dtypes import HALF, autocast_is_on, floating
+from .operands import Args, Kwargs, found
+from .rule import Dtypes, Rule, Tensors, mixed, mixed_outside_autocast, widest
 
 _T = torch.Tensor
 
 
-def write(at: int, name: str, mode: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """``at`` and ``name`` say where the source stands."""
-    target, source = operand(args, kwargs, 0, "input"), operand(args, kwargs, at, name)
-    if isinstance(target, torch.Tensor) and isinstance(source, torch.Tensor) and _refuses(func, args):
-        mixed = target.dtype != source.dtype and target.is_floating_point() and source.is_floating_point()
-        if mixed and mode.may_cast(func, name, source.dtype, target.dtype):
-            args, kwargs = replaced(args, kwargs, at, name, source.to(target.dtype))
-    return func(*args, **kwargs)
-
-
-def _refuses(func: Any, args: Sequence[Any]) -> bool:
+def _writes_to_an_index(func: Any, args: Args, kwargs: Kwargs) -> bool:
     """``x[index] = source`` with slices alone is a copy, which casts by itself."""
-    if func is not _T.__setitem__:
-        return True
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    return any(isinstance(item, (torch.Tensor, list)) for item in index)
+    return any(isinstance(item, (torch.Tensor, list)) for item in index) and mixed(func, (args[0], args[2]), {})
 
 
-RULES: dict[Any, Any] = {_T.__setitem__: functools.partial(write, 2, "source")}
-for _names, _at, _source in (
-    (("lerp", "lerp_"), 1, "end"),
-    (("index_put", "index_put_"), 2, "values"),
-    (("masked_scatter", "masked_scatter_"), 2, "source"),
-    (("index_add", "index_add_", "index_copy", "index_copy_"), 3, "source"),
-    (("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_"), 3, "src"),
-):
-    for _name in _names:
-        RULES.update(dict.fromkeys(found(_name), functools.partial(write, _at, _source)))
+def _is_not_autocasts(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """Autocast refuses to join a half precision that is not its own, unless something in float32 stands before it."""
+    tensors = [*floating((*args, *kwargs.values()))]
+    if not tensors or not autocast_is_on(tensors[0].device.type):
+        return False
+    own = torch.get_autocast_dtype(tensors[0].device.type)
+    unusual = (t.dtype for t in tensors if t.dtype in (torch.float32, *HALF) and t.dtype != own)
+    return next(unusual, torch.float32) != torch.float32
+
+
+def _copies(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """On CPU autocast casts the operands of an ``index_copy`` as it does those of a join (torch 2.13.0)."""
+    return mixed_outside_autocast(func, args, kwargs) or _is_not_autocasts(func, args, kwargs)
+
+
+def _copied(func: Any, operands: Tensors) -> Dtypes:
+    return widest(func, operands)[0], operands[0].dtype
+
+
+def _overflow(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """float32's minimum, made for a mask in float32, does not fit what is in half precision: its own limit does."""
+    if not args or not isinstance(args[0], torch.Tensor) or args[0].dtype not in HALF:
+        return False
+    return any(_limited(args[0].dtype, 0, value) is not value for value in (*args, *kwargs.values()))
+
+
+def _limited(dtype: torch.dtype, at: int | str, value: Any) -> Any:
+    overflows = isinstance(value, float) and torch.finfo(dtype).max < abs(value) < math.inf
+    return math.copysign(torch.finfo(dtype).max, value) if overflows else value
+
+
+_WRITES = [f"index_{name}" for name in ("put", "add", "reduce")]
+_WRITES += ["scatter", "scatter_add", "scatter_reduce", "masked_scatter", "put", "lerp"]
+_SUMS = ("addmm_", "addbmm_", "baddbmm_", "addmv_")
+RULES: dict[Any, Rule] = {
+    **dict.fromkeys(found(*_WRITES), Rule(mixed)),
+    **dict.fromkeys(found("index_copy"), Rule(_copies, _copied)),
+    **dict.fromkeys(found(*(f"{name}_" for name in _WRITES), "index_copy_", *_SUMS), Rule(mixed, in_place=True)),
+    _T.__setitem__: Rule(_writes_to_an_index, in_place=True),
+    **dict.fromkeys(found("cat", "concat", "concatenate", "stack"), Rule(_is_not_autocasts, widest)),
+    **dict.fromkeys(found("hstack", "vstack", "dstack", "column_stack", "row_stack"), Rule(dtypes=widest)),
+    **dict.fromkeys(found("masked_fill", "pad"), Rule(_overflow, fit=_limited)),
+    **dict.fromkeys(found("masked_fill_"), Rule(_overflow, fit=_limited, in_place=True)),
+}

@@ -1,0 +1,104 @@
+"""What a rule says, and what is done by it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..dtypes import HALF, autocast_is_on, cast, floating
+from .operands import Args, Kwargs, name_of
+
+Dtypes = tuple[torch.dtype, torch.dtype]
+Tensors = Sequence[torch.Tensor]
+Operands = dict[Any, Any]  # by position or keyword
+Told = tuple[str, torch.dtype, torch.dtype]
+
+
+def firsts(func: Any, operands: Tensors) -> Dtypes:
+    """What is written to a tensor takes its dtype."""
+    return operands[0].dtype, operands[0].dtype
+
+
+def activations(func: Any, operands: Tensors) -> Dtypes:
+    """A parameter's dtype, else autocast's or the half precision; and that of the first that is no parameter."""
+    given = next((tensor for tensor in operands if not isinstance(tensor, nn.Parameter)), operands[0]).dtype
+    parameter = next((tensor for tensor in operands if isinstance(tensor, nn.Parameter)), None)
+    if parameter is not None:
+        return parameter.dtype, given
+    if autocast_is_on(operands[0].device.type):
+        return torch.get_autocast_dtype(operands[0].device.type), given
+    return next((half for half in HALF if any(tensor.dtype == half for tensor in operands)), torch.float32), given
+
+
+def widest(func: Any, operands: Tensors) -> Dtypes:
+    """float32 where it is among them, else autocast's own, else the first one's."""
+    device, first = operands[0].device.type, operands[0].dtype
+    if any(tensor.dtype == torch.float32 for tensor in operands):
+        return torch.float32, torch.float32
+    return (torch.get_autocast_dtype(device),) * 2 if autocast_is_on(device) else (first, first)
+
+
+def to(dtype: torch.dtype, at: int | str, value: Any) -> Any:
+    return cast(dtype, value)
+
+
+def never(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    return False
+
+
+def mixed(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """Whether floating operands differ in dtype."""
+    dtypes = [tensor.dtype for tensor in floating((*args, *kwargs.values()))]
+    return any(dtype != dtypes[0] for dtype in dtypes)
+
+
+def mixed_outside_autocast(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    first = next(floating((*args, *kwargs.values())), None)
+    return first is not None and not autocast_is_on(first.device.type) and mixed(func, args, kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What to do with an operation that torch refuses for its operands' dtypes.
+
+    Attributes:
+        refuses: whether torch would, asked only while Dynamo traces: exactly as torch decides.
+        dtypes: the dtype to compute in, and the result's.
+        fit: ``fit(dtype, position or keyword, operand)`` gives what takes an operand's place.
+        written: positions or keywords, and operands, of what the operation writes to beside its first operand. Torch
+            may have written before it refuses, so there ``refuses`` is asked first.
+        in_place: whether it writes to its first operand, so that no other dtype will do.
+    """
+
+    refuses: Callable[[Any, Args, Kwargs], bool] = never
+    dtypes: Callable[[Any, Tensors], Dtypes] = firsts
+    fit: Callable[[torch.dtype, int | str, Any], Any] = to
+    written: Callable[[Args, Kwargs], Sequence[tuple[int | str, torch.Tensor]]] | None = None
+    in_place: bool = False
+
+
+def fit(rule: Rule, func: Any, args: Args, kwargs: Kwargs, dtype: torch.dtype) -> tuple[Operands, Told | None]:
+    """What takes the operands' places, and the first change as ``mode.may_cast`` wants it told."""
+    operands: Operands = {**dict(enumerate(args)), **kwargs}
+    fitted = {at: rule.fit(dtype, at, value) for at, value in operands.items()}
+    for at, value in operands.items():
+        if isinstance(value, float) and value != fitted[at]:
+            return fitted, ("value", torch.float32, dtype)
+        for before, after in zip(floating([value]), floating([fitted[at]])):  # noqa: B905 (Dynamo of torch 2.4)
+            if before.dtype != after.dtype:
+                return fitted, (name_of(func, at), before.dtype, after.dtype)
+    return fitted, None
+
+
+def run(rule: Rule, func: Any, args: Args, kwargs: Kwargs, fitted: Operands, given: torch.dtype) -> Any:
+    """The call with the operands that fit, its result in a dtype; what it writes to copies is written back."""
+    result = func(*(fitted[at] for at in range(len(args))), **{name: fitted[name] for name in kwargs})
+    for at, tensor in rule.written(args, kwargs) if rule.written is not None else ():
+        if fitted[at] is not tensor:
+            with torch.no_grad():
+                tensor.copy_(fitted[at])
+    return cast(given, result)

@@ -1,0 +1,73 @@
+"""What is known of an operation that torch has refused: whether dtypes were the reason, and where it stands."""
+
+from __future__ import annotations
+
+import dis
+import re
+import traceback
+from types import FrameType
+
+import torch
+
+from ..numerics.mode import refused
+from ..numerics.places import module_of, path_of
+from .events import CastRefused, name_of
+
+ERRORS = (RuntimeError, TypeError, ValueError)
+
+# What torch says of dtypes that do not fit: its messages have no class of their own. It decides alone whether a call
+# that failed is worth running again under the mode, which finds out whether dtypes were the reason.
+_OF_DTYPES = re.compile(
+    r"same dtype|dtypes?\b.*\bmatch|scalar ?type|mixed dtype|without overflow|query dtype|desired output type"
+    r"|type promot|storage dtype|and (bias|weight) type|dtypes? to be|different dtypes?|input dtype"
+    r"|(but|and) (got|found|expected):? (dtype )?\S*(float|half|double)|\w+ did not match \w+|primitive descriptor"
+    r"|not implemented for '(Byte|Char|Half|BFloat16)'|finfo\(\) requires|be either float or double|of float, double"
+    r"|found dtype|same type as|type \S+ does not equal|but got dtype",
+    re.IGNORECASE,
+)
+
+
+def is_of_dtypes(error: Exception) -> bool:
+    """Whether torch has refused dtypes, and not the model's own code or strict mode."""
+    if isinstance(error, CastRefused) or not _OF_DTYPES.search(str(error)):
+        return False
+    return not _is_the_models_own(error)
+
+
+def place_of(error: Exception, root: torch.nn.Module) -> str:
+    """Path of the innermost module whose forward was running, and its statement."""
+    trace = list(traceback.walk_tb(error.__traceback__))
+    modules = [module for frame, _ in trace if (module := module_of(frame)) is not None]
+    path = path_of(modules[-1] if modules else root, root)
+    theirs = [place for place in trace if not _is_torchs_or_ours(place[0])]
+    statement = traceback.StackSummary.extract(iter(theirs[-1:]))[0].line if theirs else ""
+    return f"{path}, `{statement}`" if statement else path
+
+
+def operation_of(error: Exception) -> str:
+    """The operation and its operands' dtypes, where a function mode saw it; else torch's message has them."""
+    seen = refused(error)
+    if seen is None:
+        return "an operation"
+    function, dtypes = seen
+    return f"{name_of(function)} of {' and '.join(map(str, dtypes))}"
+
+
+def add_note(error: Exception, text: str) -> None:
+    if hasattr(error, "add_note"):  # Python 3.11
+        error.add_note(text)
+
+
+def _is_torchs_or_ours(frame: FrameType) -> bool:
+    name: str = frame.f_globals.get("__name__", "")
+    return name.startswith(("torch.", __name__.partition(".")[0]))
+
+
+def _is_the_models_own(error: Exception) -> bool:
+    """Whether a statement of the model's code has raised it; torch raises from C, or in its own Python."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or _is_torchs_or_ours(trace.tb_frame):
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
