@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
@@ -69,6 +70,11 @@ def llama(shape: Shape, recipe: str) -> Any:
         dtype=torch.bfloat16,
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
     )
+    for module in model.modules():
+        # bitsandbytes repacks weights for CPUs with AVX512-bf16, and computes with a kernel of its own then. The patch
+        # never lets it: repacking rounds for good (0.49 and later, _convert_weight_packed_for_cpu).
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
     if recipe in ("kbit", "qlora"):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")

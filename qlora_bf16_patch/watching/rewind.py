@@ -6,6 +6,7 @@ what hangs on the object is remembered, and tensors that were written to in plac
 
 from __future__ import annotations
 
+import collections
 import types
 from collections.abc import Iterable
 from typing import Any
@@ -59,6 +60,19 @@ class Snapshot:
         ):
             return False
         for holder, before in self._holders:
-            holder.clear()
-            holder.update(before) if isinstance(holder, dict) else holder.extend(before)
+            _put_back(holder, before)
         return True
+
+
+def _put_back(holder: Any, before: Any) -> None:
+    """By the methods of Python's own classes: transformers' ``ModelOutput`` refuses ``update``."""
+    if isinstance(holder, list):
+        if len(holder) != len(before) or any(a is not b for a, b in zip(holder, before, strict=True)):
+            list.__setitem__(holder, slice(None), before)
+        return
+    if list(holder) == list(before) and all(holder[key] is before[key] for key in before):
+        return
+    cls: Any = collections.OrderedDict if isinstance(holder, collections.OrderedDict) else dict
+    cls.clear(holder)
+    for key, value in before.items():
+        cls.__setitem__(holder, key, value)

@@ -6,11 +6,13 @@ import threading
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 
 import qlora_bf16_patch
 from qlora_bf16_patch import _registry as registry
 from qlora_bf16_patch.patches import boundary
 from qlora_bf16_patch.watching import refusals
+from qlora_bf16_patch.watching.rewind import Snapshot
 
 from .conftest import Toy, linear4bit, lora_model
 
@@ -115,6 +117,19 @@ def test_what_a_call_that_is_run_again_has_written_to_its_arguments_is_taken_bac
         model(other, cache=cache)
     assert experts.calls == 3
     assert len(cache.seen) == 2
+
+
+def test_arguments_of_classes_that_refuse_dicts_methods_are_put_back():
+    class Frozen(dict):
+        update = clear = __delitem__ = None
+
+    output, frozen, items = BaseModelOutput(last_hidden_state=1), Frozen(b=2), [3]
+    snapshot = Snapshot([output, frozen, items])
+    output["attentions"] = 4
+    dict.clear(frozen)
+    items.append(5)
+    assert snapshot.restore()
+    assert (list(output), output["last_hidden_state"], dict(frozen), items) == (["last_hidden_state"], 1, {"b": 2}, [3])
 
 
 class Appended:
