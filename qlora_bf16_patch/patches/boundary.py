@@ -23,7 +23,8 @@ from ..hosts.peft import is_kbit_layer, is_prompt_learning
 from ..numerics import training
 from ..numerics.autocast import NOTHING
 from ..numerics.dtypes import autocast_is_on, floating
-from ..watching.watch import PATH, Watch, here
+from ..watching.running import here
+from ..watching.watch import PATH, Watch
 from . import torch_layers
 from .injection import after_injection, each_module, left_alone, safely
 from .linear4bit import warn_of_float32

@@ -23,7 +23,7 @@ from ..numerics.autocast import autocast_if_off
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
 from ..numerics.overlay import overlay
-from ..watching.watch import within_gradients
+from ..watching.running import within_gradients
 from .linear4bit import warn_of_float32
 
 

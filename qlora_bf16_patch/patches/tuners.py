@@ -21,7 +21,7 @@ from ..numerics import training
 from ..numerics.autocast import NOTHING, autocast_if_off, without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
-from ..watching.watch import within_gradients
+from ..watching.running import within_gradients
 from .injection import after_injection, each_module, left_alone
 
 # They have patches of their own.

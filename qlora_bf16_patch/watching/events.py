@@ -12,6 +12,9 @@ _OPERANDS = {"attn_mask": "attention mask"}
 _OPERATIONS = {"__setitem__": "index_put", "__matmul__": "matmul", "__rmatmul__": "matmul"}
 
 
+READ = "dtype"  # the operation's name where a packed weight's dtype is read
+
+
 class CastRefused(TypeError):
     """Strict mode: an operand would have been cast."""
 
@@ -45,7 +48,7 @@ class Cast:
 
     def _what(self) -> str:
         if self.operand == "packed weight":
-            if self.operation == "dtype":
+            if self.operation == READ:
                 return f"reads a packed weight's dtype, and is told {self.to} instead of its storage, {self.given}"
             if self.given == self.to:
                 return "a frozen packed weight is not clamped in place"

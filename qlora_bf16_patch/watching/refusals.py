@@ -37,11 +37,17 @@ def is_of_dtypes(error: Exception) -> bool:
 def place_of(error: Exception, root: torch.nn.Module) -> str:
     """Path of the innermost module whose forward was running, and its statement."""
     trace = list(traceback.walk_tb(error.__traceback__))
-    modules = [module for frame, _ in trace if (module := module_of(frame)) is not None]
+    modules = modules_on(error)
     path = path_of(modules[-1] if modules else root, root)
     theirs = [place for place in trace if not _is_torchs_or_ours(place[0])]
     statement = traceback.StackSummary.extract(iter(theirs[-1:]))[0].line if theirs else ""
     return f"{path}, `{statement}`" if statement else path
+
+
+def modules_on(error: Exception) -> list[torch.nn.Module]:
+    """The modules whose forwards were running, the innermost last."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [module for frame in frames if (module := module_of(frame)) is not None]
 
 
 def operation_of(error: Exception) -> str:

@@ -7,6 +7,7 @@ what hangs on the object is remembered, and tensors that were written to in plac
 from __future__ import annotations
 
 import collections
+import functools
 import types
 from collections.abc import Iterable
 from typing import Any
@@ -14,8 +15,14 @@ from typing import Any
 import torch
 
 _PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
-_OPAQUE = (torch.nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
+_OPAQUE = (type, types.FunctionType, types.MethodType, types.ModuleType)
 _MOST = 4096  # holders: what is larger is no cache, and is not worth the look
+
+
+@functools.cache
+def _has_slots(cls: Any) -> bool:
+    """Whether objects hold something outside of a ``__dict__``."""
+    return any(base.__dict__.get("__slots__") for base in cls.__mro__)
 
 
 class Snapshot:
@@ -24,7 +31,12 @@ class Snapshot:
     def __init__(self, values: Iterable[Any]) -> None:
         self._tensors: list[tuple[torch.Tensor, int]] = []
         self._holders: list[tuple[Any, Any]] = []  # a dict or list, and a copy of it
-        todo = [value for value in values if not isinstance(value, torch.Tensor)]
+        todo = []
+        for value in values:
+            if not isinstance(value, torch.Tensor):
+                todo.append(value)
+            elif not value.is_inference():  # ids made in inference mode have no version, and are not written to
+                self._tensors.append((value, value._version))
         self._closed = False  # whether there is something that cannot be looked into
         seen = set()
         while todo and len(self._holders) < _MOST:  # one frame, since this is done at each call with a cache
@@ -37,15 +49,21 @@ class Snapshot:
                 todo.extend(value)
             else:
                 seen.add(id(value))
-                holder = value if isinstance(value, (dict, list)) else getattr(value, "__dict__", None)
-                if isinstance(holder, dict):
-                    self._holders.append((holder, dict(holder)))
-                    todo.extend(holder.values())
-                elif holder is not None:
-                    self._holders.append((holder, list(holder)))
-                    todo.extend(holder)
-                else:
+                attributes = getattr(value, "__dict__", None)
+                if isinstance(value, list):
+                    self._holders.append((value, list(value)))
+                    todo.extend(value)
+                elif isinstance(value, dict):
+                    self._holders.append((value, dict(value)))
+                    todo.extend(value.values())
+                elif attributes is None:
                     self._closed = True
+                if attributes is not None:
+                    self._holders.append((attributes, dict(attributes)))
+                    if not isinstance(value, torch.nn.Module):
+                        todo.extend(attributes.values())
+                cls: Any = type(value)
+                self._closed = self._closed or _has_slots(cls)
         self.holds_something = self._closed or bool(self._holders)
 
     def restore(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,10 +16,11 @@ from ..numerics.checkpoints import rerun_within
 from ..numerics.compiling import trace_attributes_without_modes
 from ..numerics.mode import Asked, CastOnMismatch
 from ..numerics.places import modules_around, path_of
-from .events import Cast, CastRefused, name_of, spoken
+from .events import READ, Cast, CastRefused, name_of, spoken
 from .kinds import Kind, kind_of, spoken_kind
-from .refusals import ERRORS, add_note, is_of_dtypes, operation_of, place_of
+from .refusals import ERRORS, add_note, is_of_dtypes, modules_on, operation_of, place_of
 from .rewind import Snapshot
+from .running import has_compiled_parts, here
 
 logger = logging.getLogger("qlora_bf16_patch")
 
@@ -31,25 +31,6 @@ Call = Callable[[], Any]
 # What a host's tensors need handled, made for one run under the mode. The first argument is told where it casts; the
 # second is asked where a dtype is read that is not what it seems, whether to answer with another.
 Handlers = Callable[[Asked, Callable[[], bool]], Mapping[Any, Callable[..., Any]]]
-
-
-class _Here(threading.local):
-    """The watched call that is running in this thread, if one is."""
-
-    kind: Kind | None = None
-    root: Any = None
-    gradients = False  # whether it has any: a model may switch them off for a part, and so does a reentrant checkpoint
-    found: frozenset[Any] = frozenset()  # modules that were marked by the call itself, so that their mode is not on yet
-    read = False  # whether a dtype was read that is not what it seems
-    answers = False  # whether such a read is answered
-
-
-here = _Here()
-
-
-def within_gradients() -> bool:
-    """Whether the call is part of a watched one that has gradients, be they off at this place."""
-    return not torch.compiler.is_compiling() and here.gradients
 
 
 class Watch:
@@ -80,13 +61,19 @@ class Watch:
         self._told: weakref.WeakKeyDictionary[torch.nn.Module, set[Cast]] = weakref.WeakKeyDictionary()
         self._known: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
         self._marked: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
-        self._answered: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self._answered: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
         self._looked_for: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
 
-    def mode(self, module: torch.nn.Module, marks: bool = False) -> CastOnMismatch:
-        """The mode for a call of ``module``. With ``marks`` it marks the modules in which it casts."""
-        asked = functools.partial(self._asked, module, marks)
-        return CastOnMismatch(asked, self._handlers(asked, functools.partial(self._answers, module)))
+    def mode(self, module: torch.nn.Module, marks: bool = False, kind: Kind | None = None) -> CastOnMismatch:
+        """The mode for a call of ``module``.
+
+        Args:
+            module: its casts are told with paths in this one.
+            marks: whether the modules in which it casts are marked.
+            kind: the kind of call that it is a part of, where that is over: a checkpoint's in the backward.
+        """
+        asked = functools.partial(self._asked, module, marks, kind)
+        return CastOnMismatch(asked, self._handlers(asked, self._answers))
 
     def while_compiling(self) -> contextlib.AbstractContextManager[Any]:
         """The mode, once. Dynamo traces it at no cost at run time, and has no frames to read."""
@@ -125,10 +112,13 @@ class Watch:
                 except ERRORS as error:
                     if is_of_dtypes(error):
                         failed = error
+                        here.refused_in = tuple(modules_on(error))
                     elif failed is None or not here.answers or isinstance(error, CastRefused):
                         raise
                 else:
                     self._known.setdefault(root, set()).add(kind)
+                    for module in here.answering:
+                        self._answered.setdefault(module, set()).add(kind)
                     if failed is not None and not here.found:
                         # Cast where no frame tells the place, as in a block that was compiled by itself.
                         self._marked.setdefault(root, set()).add(kind)
@@ -157,14 +147,16 @@ class Watch:
         elif kind in self._known.get(root, ()) or not self._looks_first(root, kind, snapshot):
             yield contextlib.nullcontext()
         yield self.mode(root, marks=True)
-        if here.read:
-            here.answers = True
+        while here.read and not here.answers.issuperset(map(type, here.refused_in)):
+            # Read by one of the modules around the operation, and by others of their classes.
+            here.answers = here.answers.union(map(type, here.refused_in))
+            here.answering = frozenset()
             yield self.mode(root, marks=True)
 
     def _looks_first(self, root: torch.nn.Module, kind: Kind, snapshot: Snapshot) -> bool:
         if kind in self._looked_for.get(root, ()):  # the last one failed, and could not be run again
             return True
-        cached = snapshot.holds_something and not torch.is_grad_enabled() and not _has_compiled_parts(root)
+        cached = snapshot.holds_something and not torch.is_grad_enabled() and not has_compiled_parts(root)
         return cached or self._is_silent(root)
 
     def _note(self, error: Exception, root: torch.nn.Module, ran_again: bool) -> str:
@@ -179,12 +171,25 @@ class Watch:
             "dtype of the other where it is made, and please report it."
         )
 
-    def _answers(self, owner: torch.nn.Module) -> bool:
+    def _answers(self) -> bool:
         here.read = True
-        return here.answers or owner in self._answered
+        return bool(here.answers) or bool(self._answered)
+
+    def _is_answered(self, module: torch.nn.Module, kind: Kind | None) -> bool:
+        if here.kind is not None and type(module) in here.answers:
+            here.answering |= {module}
+            return True
+        return kind in self._answered.get(module, ())
 
     def _asked(
-        self, owner: torch.nn.Module, marks: bool, func: Any, operand: str, given: torch.dtype, to: torch.dtype
+        self,
+        owner: torch.nn.Module,
+        marks: bool,
+        kind: Kind | None,
+        func: Any,
+        operand: str,
+        given: torch.dtype,
+        to: torch.dtype,
     ) -> bool:
         """Called by the mode of ``owner`` before a cast: finds the place, tells it, marks it."""
         if torch.compiler.is_compiling():
@@ -197,13 +202,13 @@ class Watch:
             if module is owner:
                 break
         around = around or [owner]
-        innermost = around[0]
+        innermost, kind = around[0], kind or here.kind
+        if func == READ and not self._is_answered(innermost, kind):
+            return False
         self.tell(innermost, name_of(func), spoken(operand), given, to, owner)
         if marks and here.kind is not None:
             self._mark_one(around, here.kind)
-        if here.answers:
-            self._answered.add(innermost if marks else owner)
-        rerun_within(functools.partial(self.mode, innermost))
+        rerun_within(functools.partial(self.mode, innermost, kind=kind))
         return True
 
     def _mark_one(self, around: list[torch.nn.Module], kind: Kind) -> None:
@@ -250,11 +255,3 @@ class Watch:
         if cast not in told:
             told.add(cast)
             logger.info("%s", cast)
-
-
-def _has_compiled_parts(root: torch.nn.Module) -> bool:
-    """Whether some of its modules are compiled by themselves: ``module.compile()``, or ``torch.compile(module)``."""
-    return any(
-        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-        for module in root.modules()
-    )

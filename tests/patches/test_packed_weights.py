@@ -225,3 +225,37 @@ def test_a_4_bit_weight_is_dequantized_before_it_is_clamped_and_not_clamped_in_p
         assert torch.equal(weight.clamp(-0.01, 0.01), expected)
         assert torch.equal(weight.data.clamp(-0.01, 0.01), expected)
         assert torch.equal(torch.tensor([1, 9]).clamp(max=3), torch.tensor([1, 3]))
+
+
+class Both(nn.Module):
+    """One part that casts to its packed weight's dtype, and one that knows that its weight is packed."""
+
+    def __init__(self):
+        super().__init__()
+        self.knows, self.casts = Scaling(linear(4)), Directly(linear(4))
+
+    def forward(self, x, casts):
+        x = self.knows(x)
+        return self.casts(x) if casts else x
+
+
+class Scaling(Part):
+    def forward(self, x):
+        return x * (2 if self.layer.weight.dtype == torch.uint8 else 1)
+
+
+class Switched(Model):
+    def forward(self, x, casts):
+        return self.part(self.proj(x), casts)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_read_of_one_module_is_answered_and_another_ones_is_not(gradients):
+    model, x = lora_model(toy=Switched(Both())).eval(), torch.randn(2, 64)
+    part = model.base_model.model.part
+    with torch.set_grad_enabled(gradients):
+        expected = [model(x, casts=False), None]
+        expected[1] = part.casts.layer(expected[0])
+        for casts in (True, False, True, True, False):
+            torch.testing.assert_close(model(x, casts=casts).float(), expected[casts].float(), atol=0.1, rtol=0.1)
+        assert torch.equal(part.knows(x), 2 * x)

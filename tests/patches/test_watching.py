@@ -403,3 +403,70 @@ def test_each_cast_is_one_event_with_its_place_operand_dtypes_patch_and_kind_of_
     )
     with qlora_bf16_patch.strict(), torch.no_grad(), pytest.raises(TypeError, match=r"part.0.*index_put.*source"):
         model(torch.randn(1, 4, 64))
+
+
+class WritesToItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.randn(64, 64, dtype=BF16) / 8)
+
+    def forward(self, x):
+        return x.add_(1) @ self.gate
+
+
+def test_a_call_that_wrote_to_the_tensor_that_it_was_given_is_not_run_again_and_the_next_one_is_mended():
+    model = lora_model(toy=Alone(WritesToItsInput())).eval()
+    for expected in (None, 1, 1):
+        x = torch.zeros(1, 4, 64)
+        if expected is None:
+            with pytest.raises(RuntimeError, match="dtype"):
+                model(x)
+        else:
+            model(x)
+        assert torch.equal(x, torch.ones_like(x))
+
+
+class Alone(Model):
+    def forward(self, x, **kwargs):
+        return self.part(x, **kwargs)
+
+
+class ListOfMore(list):
+    n = 0
+
+
+class DictOfMore(dict):
+    n = 0
+
+
+class Slotted:
+    __slots__ = ("__dict__", "n")
+
+    def __init__(self):
+        self.n = 0
+
+
+class AModule(nn.Module):
+    n = 0
+
+
+@pytest.mark.parametrize("make", [ListOfMore, DictOfMore, AModule, Slotted])
+def test_what_an_argument_counts_is_counted_once_or_the_call_is_not_run_again(make):
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Parameter(torch.randn(64, 64, dtype=BF16) / 8)
+
+        def forward(self, x, cache):
+            cache.n += 1
+            return x @ self.gate
+
+    model = lora_model(toy=Model(Counts())).eval()
+    for call in range(3):
+        cache = make()
+        if make is Slotted and call == 0:
+            with pytest.raises(RuntimeError, match="dtype"):
+                model(torch.randn(1, 4, 64), cache=cache)
+        else:
+            model(torch.randn(1, 4, 64), cache=cache)
+        assert cache.n == 1

@@ -1,0 +1,39 @@
+"""The watched call that is running, told to whatever runs inside of it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+
+from .kinds import Kind
+
+
+class _Here(threading.local):
+    """The watched call that is running in this thread, if one is."""
+
+    kind: Kind | None = None
+    root: Any = None
+    gradients = False  # whether it has any: a model may switch them off for a part, and so does a reentrant checkpoint
+    refused_in: tuple[Any, ...] = ()  # the modules around the operation that failed last
+    answering: frozenset[Any] = frozenset()  # modules in which a read was answered
+    found: frozenset[Any] = frozenset()  # modules that were marked by the call itself, so that their mode is not on yet
+    read = False  # whether a dtype was read that is not what it seems
+    answers: frozenset[type] = frozenset()  # classes of modules in which such a read is answered
+
+
+here = _Here()
+
+
+def within_gradients() -> bool:
+    """Whether the call is part of a watched one that has gradients, be they off at this place."""
+    return not torch.compiler.is_compiling() and here.gradients
+
+
+def has_compiled_parts(root: torch.nn.Module) -> bool:
+    """Whether some of its modules are compiled by themselves: ``module.compile()``, or ``torch.compile(module)``."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        for module in root.modules()
+    )
