@@ -1,1 +1,1 @@
-"""Every architecture that transformers ships, quantized to 4 bits, under every way in which users prepare a model."""
+"""Every model class of transformers and diffusers, quantized to 4 bits, in the ways in which users prepare a model."""

@@ -2,34 +2,91 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 import transformers
-from transformers.models.auto import modeling_auto as auto
 
-from .toys import NEEDED, OPTIONS, PERCEIVING, SIZES, VOCABULARY
+from .families import LANGUAGE, classes
+from .probing import OutOfReach, Probe, probed
+from .shrinking import shrunk
+from .toys import PERCEIVING, UNCHECKPOINTED
 
-_COUNTED = ("hidden_layers", "attention_heads")
 
-
-@dataclass(frozen=True)
 class Architecture:
-    """A model class of transformers with the task: PEFT's name for it, or SPEECH, which PEFT has no name for."""
+    """A model class of transformers.
 
-    name: str
-    task: str
+    Attributes:
+        task: PEFT's name for it, SPEECH for what generates from sounds, or None.
+    """
+
+    def __init__(self, name: str, family: str, task: str | None) -> None:
+        self.name = name
+        self.family = family
+        self.task = task
 
     @property
     def model_class(self) -> Any:
         return getattr(transformers, self.name)
 
+    @property
+    def probe(self) -> Probe:
+        """A configuration with which the model runs, and what it is given."""
+        if isinstance(self._probe, OutOfReach):
+            raise self._probe
+        return self._probe
+
+    @cached_property
+    def _probe(self) -> Probe | OutOfReach:
+        try:
+            return probed(self.model_class, {"num_labels": 16} if self.task == "TOKEN_CLS" else {})
+        except OutOfReach as error:
+            return error
+
+    @property
+    def config(self) -> Any:
+        """A toy's configuration."""
+        return self.probe.config
+
+    @property
+    def generates(self) -> bool:
+        """Whether an evaluation calls ``generate``, too."""
+        return self.probe.generates
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether its training can run with gradient checkpointing."""
+        return self.probe.checkpoints and self.config.model_type not in UNCHECKPOINTED
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of linear layers that can't be in 4 bits, beside those that transformers leaves out."""
+        return self.probe.kept
+
+    def inputs(self) -> dict[str, Any]:
+        """What the model is given, beside its labels: sequences of tokens, images or sounds, or several of them."""
+        return cloned(self.probe.inputs)
+
+    def decoder_inputs(self) -> dict[str, Any]:
+        """What an evaluation needs beside `inputs`."""
+        return cloned(self.probe.decoder_inputs)
+
+    def targets(self) -> dict[str, Any]:
+        """What a training step needs beside `inputs`."""
+        return cloned(self.probe.targets)
+
+
+class Language(Architecture):
+    """One that generates tokens, or classifies sequences of them."""
+
+    generates = property(lambda self: self.task != "SEQ_CLS")
+    checkpoints = property(lambda self: self.model_class.supports_gradient_checkpointing)
+    kept = property(lambda _: [])
+
     @cached_property
     def config(self) -> Any:
-        """A toy's configuration; a left out start token of an encoder-decoder is 0."""
+        """As of any; a left out start token of an encoder-decoder is 0."""
         wanted = {"is_decoder": True} if self.task == "CAUSAL_LM" else {}
         config = shrunk(self.model_class.config_class, wanted, {})
         if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
@@ -46,7 +103,7 @@ class Architecture:
             ids[:, -1] = end if isinstance(end, int) else 1
         return ids
 
-    def inputs(self) -> dict[str, torch.Tensor]:
+    def inputs(self) -> dict[str, Any]:
         """`tokens` with a mask that leaves out the second sequence's first two, and images or sounds."""
         ids = self.tokens()
         mask = torch.ones_like(ids)
@@ -54,53 +111,24 @@ class Architecture:
         inputs = {"input_ids": ids, "attention_mask": mask}
         return PERCEIVING[self.name](self.config, inputs) if self.name in PERCEIVING else inputs
 
-    def decoder_inputs(self) -> dict[str, torch.Tensor]:
-        """What an encoder-decoder's forward needs beside `inputs`."""
+    def decoder_inputs(self) -> dict[str, Any]:
         return {"decoder_input_ids": self.tokens()} if self.task in ("SEQ_2_SEQ_LM", "SPEECH") else {}
 
-    def targets(self) -> dict[str, torch.Tensor]:
+    def targets(self) -> dict[str, Any]:
         return {"labels": torch.tensor([0, 1]) if self.task == "SEQ_CLS" else self.tokens()}
 
 
-def shrunk(config_class: Any, wanted: dict[str, Any], options: dict[str, Any]) -> Any:
-    """A small configuration: sizes by `SIZES`, then ``wanted`` where it has the attribute, then ``options``."""
-    options = OPTIONS.get(config_class.__name__, {}) | options
-    default = config_class()
-    nested = {name: type(part) for name in default.sub_configs if (part := getattr(default, name, None)) is not None}
-    small: dict[str, Any] = {name: shrunk(kind, {}, options.get(name, {})) for name, kind in nested.items()}
-    sizes = {name: value for name, value in default.to_dict().items() if name not in nested}
-    layers, heads = (sizes.get(default.attribute_map.get(f"num_{name}", f"num_{name}")) for name in _COUNTED)
-    for name, value in sizes.items():
-        if isinstance(value, list) and value and len(value) == layers:
-            small[name] = (list(dict.fromkeys(value)) * 2)[:2]  # one layer of each of two kinds
-        elif isinstance(value, int) and not isinstance(value, bool):
-            # As many key and value heads as attention heads stay as many.
-            rule = "num_attention_heads" if (name, value) == ("num_key_value_heads", heads) else name
-            if (smaller := _smaller(rule, value)) != value:
-                small[name] = smaller
-        elif name in wanted or (value is None and name in NEEDED):
-            small[name] = wanted[name] if name in wanted else NEEDED[name]
-    return config_class(**{**small, **{name: value for name, value in options.items() if name not in nested}})
-
-
-def _smaller(name: str, value: int) -> int:
-    if re.fullmatch(r".*token_(id|index)", name):
-        return value if value < VOCABULARY else 200 + value % 100
-    for pattern, size in SIZES:
-        if re.fullmatch(pattern, name):
-            return min(value, size)
-    return value
+def cloned(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same, which a forward may write to."""
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 def architectures() -> list[Architecture]:
-    """Every causal, sequence-to-sequence and classification architecture, by class name."""
-    mappings = {
-        "CAUSAL_LM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        "SEQ_2_SEQ_LM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-        "SEQ_CLS": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    """Every architecture: by family in their order, then by class name."""
+    found: dict[str, Architecture] = {
+        name: Language(name, LANGUAGE, "SPEECH" if name.startswith("Whisper") else "CAUSAL_LM") for name in PERCEIVING
     }
-    found = {name: Architecture(name, "SPEECH" if name.startswith("Whisper") else "CAUSAL_LM") for name in PERCEIVING}
-    for task, mapping in mappings.items():
-        for name in mapping.values():
-            found.setdefault(name, Architecture(name, task))
-    return sorted(found.values(), key=lambda architecture: architecture.name)
+    for name, family, task in classes():
+        found.setdefault(name, (Language if family == LANGUAGE else Architecture)(name, family, task))
+    families = list(dict.fromkeys(one.family for one in found.values()))
+    return sorted(found.values(), key=lambda one: (families.index(one.family), one.name))

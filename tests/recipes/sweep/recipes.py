@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from transformers import BitsAndBytesConfig
 from benchmarks.models import qlora_script
 
 from .architectures import Architecture
+from .extras import Extra
+from .families import LANGUAGE
 from .toys import EXCLUDED, UNQUANTIZED
+
+HEADS = {"SEQ_CLS": ["classifier", "score"], "TOKEN_CLS": ["classifier", "score"], "QUESTION_ANS": ["qa_outputs"]}
 
 
 def nf4(architecture: Architecture, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     # PEFT trains a classification head as it is, and finds it by these names.
-    kept = ["classifier", "score"] if architecture.task == "SEQ_CLS" else []
+    kept = architecture.kept + HEADS.get(architecture.task or "", [])
     if architecture.config.model_type in UNQUANTIZED:
         kept += ["lm_head", UNQUANTIZED[architecture.config.model_type]]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -34,6 +39,8 @@ def nf4(architecture: Architecture, compute_dtype: torch.dtype) -> BitsAndBytesC
 
 def save(architecture: Architecture, checkpoint: Path) -> None:
     """A toy with random weights, in bf16."""
+    if isinstance(architecture, Extra):
+        return  # it is built anew
     torch.manual_seed(0)
     architecture.model_class(architecture.config).to(torch.bfloat16).save_pretrained(checkpoint)
 
@@ -46,26 +53,19 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
     4-bit layers that compute in float32, adapters in bf16, dropout.
     """
     torch.manual_seed(0)
-    model = architecture.model_class.from_pretrained(
-        checkpoint,
-        quantization_config=nf4(architecture, torch.float32 if recipe == "float32" else torch.bfloat16),
-        dtype=torch.bfloat16,
-        device_map={"": "cpu"},
-        attn_implementation="eager" if recipe == "eager" else None,
-    )
+    model = loaded(architecture, checkpoint, recipe)
     for module in model.modules():
         # For CPUs with AVX512-bf16 bitsandbytes repacks a weight in evaluation; it can't where 32 does not divide its
         # rows, or 64 its columns.
         if isinstance(module, Linear4bit) and (module.out_features % 32 or module.in_features % 64):
             module.support_avx512bf16_for_cpu = False
     if recipe in ("kbit", "qlora", "eager", "trl", "dropout", "float32"):
-        checkpointing = model.supports_gradient_checkpointing
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=architecture.checkpoints)
     lora = LoraConfig(
         r=4,
         lora_dropout=0.0,  # PEFT refuses any other where it wraps a Parameter (experts)
-        target_modules="all-linear",
-        exclude_modules=EXCLUDED.get(model.config.model_type),
+        target_modules=targeted(architecture, model),
+        exclude_modules=EXCLUDED.get(architecture.config.model_type),
         task_type=None if architecture.task == "SPEECH" else architecture.task,
         init_lora_weights=False,  # a zero adapter would hide what its values do
         modules_to_save=head_and_embedding(model) if recipe == "heads" else None,
@@ -83,6 +83,33 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
     if cast:
         cast(model)
     return model
+
+
+def loaded(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
+    """The toy in 4 bits."""
+    compute_dtype = torch.float32 if recipe == "float32" else torch.bfloat16
+    if isinstance(architecture, Extra):
+        return architecture.quantized(compute_dtype)
+    return architecture.model_class.from_pretrained(
+        checkpoint,
+        quantization_config=nf4(architecture, compute_dtype),
+        dtype=torch.bfloat16,
+        device_map={"": "cpu"},
+        attn_implementation="eager" if recipe == "eager" else None,
+    )
+
+
+def targeted(architecture: Architecture, model: Any) -> str:
+    """PEFT's word for all linear layers, or a pattern of the names of all in 4 bits.
+
+    The word is for models of transformers alone; and it would take a module whose name ends as a linear layer's does.
+    """
+    if architecture.family == LANGUAGE:
+        return "all-linear"
+    names = [re.escape(name) for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+    if not names:
+        raise ValueError("it has no linear layer that takes 4 bits")
+    return "|".join(names)
 
 
 def dropout_in_adapters(model: torch.nn.Module) -> None:

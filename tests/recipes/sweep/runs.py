@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import dataclasses
@@ -23,7 +24,7 @@ from bitsandbytes.nn import Linear4bit
 from qlora_bf16_patch.numerics.dtypes import floating
 
 from ... import cpu  # noqa: F401
-from . import recipes
+from . import diffusion, hub, outputs, recipes
 from .architectures import Architecture, architectures
 from .results import Run, planned
 
@@ -31,17 +32,18 @@ from .results import Run, planned
 MISMATCH = re.compile(
     r"same dtype|should be the same|scalar type|mixed dtype|without overflow|dtypes? (to )?match|to match query dtype"
     r"|storage dtype|Byte|uint8|(can't|cannot) be cast to the desired"
-    r"|dtypes? to be equal|dtype mismatch|different dtypes?"
+    r"|dtypes? to be equal|dtype mismatch|different dtypes?|expected dtype|does not match weight dtype|type promoting"
+    r"|needs_dynamic_casting"  # an assertion of torch's own, in batch norms and samplings
     r"|but got:? \S*(float|bfloat16|half)|but found (Float|BFloat16)",
     re.IGNORECASE,
 )
-TOYS = {architecture.name: architecture for architecture in architectures()}
+TOYS = {toy.name: toy for toy in [*architectures(), *diffusion.toys(), *hub.toys()]}
 
 
 def outcomes(name: str, recipe: str, sides: Iterable[bool]) -> Iterator[Run]:
     """Runs what is planned for one architecture and recipe; every failure is an outcome."""
     sides = list(sides)
-    toy, expected, model, unpatched, truncated = TOYS[name], None, None, None, False
+    toy, expected, rounding, model, unpatched, truncated = TOYS[name], None, None, None, None, False
     try:
         with contextlib.nullcontext() if True in sides else qlora_bf16_patch.disabled():
             model = recipes.prepared(toy, checkpoint(name), recipe)
@@ -67,33 +69,40 @@ def outcomes(name: str, recipe: str, sides: Iterable[bool]) -> Iterator[Run]:
             yield run
             continue
         logits = values
+        if run.patched and expected is None:
+            expected, rounding = reference(toy, model)
         if run.autocast and not run.patched:
             expected = logits
             if truncated := truncates(toy, model):
                 unpatched = None
                 run = dataclasses.replace(run, outcome="mismatch", message="activations were truncated to bytes")
                 expected = generate(toy, recipes.dequantized(copy.deepcopy(model)), autocast=True)
+        run = dataclasses.replace(run, rounding=rounding if run.patched else None)
         yield dataclasses.replace(run, dtype=str(logits.dtype), apart=apart(logits, expected))
+
+
+_FOLDER = contextlib.ExitStack()
+atexit.register(_FOLDER.close)
 
 
 @lru_cache(maxsize=1)
 def checkpoint(name: str) -> Path:
-    folder = tempfile.TemporaryDirectory()
-    recipes.save(TOYS[name], Path(folder.name))
-    checkpoint.folder = folder  # type: ignore[attr-defined]  # deletes the one before
-    return Path(folder.name)
+    _FOLDER.close()  # the one before
+    folder = Path(_FOLDER.enter_context(tempfile.TemporaryDirectory()))
+    recipes.save(TOYS[name], folder)
+    return folder
 
 
 def train(toy: Architecture, model: Any, autocast: bool) -> torch.Tensor:
     """Two optimizer steps; returns their losses."""
-    torch.manual_seed(0)
+    transformers.set_seed(0)
     losses = []
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = model(**toy.inputs(), **toy.targets()).loss
-        loss.backward()
+            loss = outputs.loss(model(**toy.inputs(), **toy.targets()))
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
@@ -103,14 +112,27 @@ def train(toy: Architecture, model: Any, autocast: bool) -> torch.Tensor:
 @torch.no_grad()
 def generate(toy: Architecture, model: Any, autocast: bool) -> torch.Tensor:
     """Evaluates, and generates where the model can; returns the evaluation's logits, (batch, tokens, vocabulary)."""
-    torch.manual_seed(0)
+    transformers.set_seed(0)
     model.eval()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        logits = model(**toy.inputs(), **toy.decoder_inputs()).logits
-        if toy.task != "SEQ_CLS":
+        logits = outputs.logits(model(**toy.inputs(), **toy.decoder_inputs()))
+        if toy.generates:
             model.generate(**toy.inputs(), max_new_tokens=3, do_sample=False, pad_token_id=0)
-    assert isinstance(logits, torch.Tensor)
     return logits
+
+
+def reference(toy: Architecture, model: Any) -> tuple[torch.Tensor | None, float | None]:
+    """The logits of the same weights in float32 layers, and how far autocast takes them from there.
+
+    None where such a model does not run.
+    """
+    try:
+        with qlora_bf16_patch.disabled():
+            model = recipes.dequantized(copy.deepcopy(model)).float()
+            expected = generate(toy, copy.deepcopy(model), autocast=False)
+            return expected, apart(generate(toy, model, autocast=True), expected)
+    except Exception:
+        return None, None
 
 
 def truncates(toy: Architecture, model: Any) -> bool:
@@ -161,7 +183,9 @@ def failed(run: Run, error: Exception, prefix: str = "") -> Run:
         for frame in traceback.extract_tb(error.__traceback__)[-4:]
     ]
     message = " ".join(str(error).split())[:200]
-    outcome = "mismatch" if isinstance(error, (RuntimeError, TypeError)) and MISMATCH.search(message) else "error"
+    outcome = (
+        "mismatch" if isinstance(error, (RuntimeError, TypeError, ValueError)) and MISMATCH.search(message) else "error"
+    )
     message = f"{prefix}{type(error).__name__}: {message}"
     return dataclasses.replace(run, outcome=outcome, message=message, frames=tuple(frames))
 

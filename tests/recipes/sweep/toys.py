@@ -11,6 +11,7 @@ VOCABULARY = 320
 
 # Sizes by attribute name, first match wins; a size is only ever made smaller.
 SIZES: list[tuple[str, int]] = [
+    (r"num_feat_extract_layers", 99),  # as many as the convolutions, which keep theirs
     (r".*vocab.*", VOCABULARY),
     (r".*(layers|layer|depth|blocks|layers_per_stack)", 2),
     (r".*(key_value|kv|query)_(heads|groups)|n_head_kv|kv_n_heads|.*n_?groups?|num_expert_group|topk_group", 2),
@@ -25,8 +26,26 @@ SIZES: list[tuple[str, int]] = [
     (r".*(position.*|n_positions|n_ctx|seq_len|context_length|source_positions|max_pos_emb|model_max_length)", 256),
     (r".*(window.*|chunk_size|block_size)", 8),
     (r".*period", 2),
+    (r"image_size|img_size", 64),
+    (r".*num_queries", 10),
+    (r"num_frames|frames_per_clip", 4),
     (r".*(layer_offset|step|interval|replace|every_n_layers)", 1),
     (r".*state(_size)?|d_state", 16),
+]
+# The same for each of several sizes, one a stage.
+LISTS: list[tuple[str, int]] = [
+    (r".*(depths|blocks|num_.*layers)", 1),
+    (r".*heads?", 2),
+    (r".*(hidden_sizes|_dims?|channels|widths?|dims)", 64),
+    (r".*image_size|img_size|input_size", 64),
+    (r".*window_sizes", 8),
+]
+# What is made smaller where a model runs at no other widths than its own.
+MILD: list[tuple[str, int]] = [
+    (r"num_feat_extract_layers", 99),  # as many as the convolutions, which keep theirs
+    (r".*vocab.*", VOCABULARY),
+    (r".*(hidden_layers|num_layers|decoder_layers|encoder_layers|n_layers?|layers_per_stack)", 2),
+    (r"image_size|img_size", 224),
 ]
 # Sizes that a configuration leaves out by default, but the model needs, where the configuration has the attribute.
 NEEDED = {
@@ -41,11 +60,23 @@ NEEDED = {
     "indexer_budget": 8,
     "indexer_compress_ratio": 4,
     "pad_token_id": 0,
+    "prediction_length": 8,
+    "vocab_size": VOCABULARY,
 }
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32}
 ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
+# Those whose rotary embedding has three shares, in the configuration of their text.
+_SHARES = {"rope_parameters": {**ROPE, "mrope_section": [2, 2, 4]}}
+_HALF_OF_SHARES = {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}}
+_SHARED = (
+    *("CohereCompass", "Cosmos3Edge", "Glm4v", "PaddleOCR", "Qwen2_5Omni", "Qwen2VL"),
+    *("Qwen3OmniMoe", "Qwen3VL", "Qwen3VLMoe", "GlmImage", "Qwen2_5_VL"),
+)
 # By configuration class, what generic shrinking gets wrong.
 OPTIONS: dict[str, dict[str, Any]] = {
+    **{f"{name}TextConfig": _SHARES for name in _SHARED},
+    "Glm4vMoeTextConfig": _HALF_OF_SHARES,
+    "GlmOcrTextConfig": _HALF_OF_SHARES,
     "BambaConfig": {**MAMBA, "attn_layer_indices": [1]},
     "BltConfig": {"num_hidden_layers": 2},
     "CLIPVisionConfig": {"image_size": 28, "patch_size": 14, "projection_dim": 64},
@@ -71,7 +102,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "MobileBertConfig": {"intra_bottleneck_size": 64},
     "NemotronHConfig": {"layers_block_type": ["linear_attention", "moe", "full_attention"]},
     "PerceiverConfig": {"d_latents": 64, "num_latents": 8, "num_self_attends_per_block": 2},
-    "Qwen2_5_VLTextConfig": {"rope_parameters": {**ROPE, "mrope_section": [2, 2, 4]}},
     "Qwen2_5_VLVisionConfig": {"window_size": 112, "fullatt_block_indexes": [1]},
     "RecurrentGemmaConfig": {"block_types": ["recurrent", "attention"]},
     "ReformerConfig": {
@@ -86,6 +116,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "RwkvConfig": {"rescale_every": 0},
     "VibeVoiceAcousticTokenizerEncoderConfig": {"num_filters": 2},
     "VibeVoiceAsrConfig": {"acoustic_tokenizer_chunk_size": 3200},
+    "DonutSwinConfig": {"window_size": 2},  # as small as the last stage's images
+    "MaskFormerSwinConfig": {"window_size": 2},
+    "SwinConfig": {"window_size": 2},
+    "Swinv2Config": {"window_size": 2},
     "XLNetConfig": {"d_head": 16},
     "XmodConfig": {"default_language": "en_XX"},
     "Zamba2Config": {"mamba_headdim": 32, "n_mamba_heads": 4, "attention_head_dim": 32, "attention_hidden_size": 128},
@@ -121,6 +155,13 @@ PERCEIVING: dict[str, Callable[[Any, dict[str, torch.Tensor]], dict[str, torch.T
     "Qwen2_5_VLForConditionalGeneration": _qwen_vl,
     "WhisperForConditionalGeneration": _whisper,
 }
+# By configuration class, parameters that the forward calls optional and does not run without.
+NEEDED_INPUTS = {
+    "BrosConfig": ["bbox"],
+    "LxmertConfig": ["visual_feats", "visual_pos"],
+    "Siglip2Config": ["pixel_attention_mask", "spatial_shapes"],
+    "Siglip2VisionConfig": ["pixel_attention_mask", "spatial_shapes"],
+}
 # By model type, what PEFT's "all-linear" finds and can't wrap: an output projection that a Mamba kernel reads, a linear
 # layer that returns a tuple or works in groups, a module whose name ends in a trained head's name.
 EXCLUDED = {
@@ -134,5 +175,8 @@ EXCLUDED = {
     "nemotron_h": r".*\.out_proj",
     "phimoe": r".*\.router",
 }
+# Model types whose backward never ends with reentrant checkpointing: each layer hands its position bias to the next
+# (modeling_wavlm.py), and each bias is computed anew with all that came before it.
+UNCHECKPOINTED = ("wavlm",)
 # By model type, a layer whose weight the model itself multiplies with, so it can't be in 4 bits.
 UNQUANTIZED = {"longcat_flash": "classifier", "mamba": "dt_proj"}

@@ -20,11 +20,11 @@ class Worker:
         self.limit = limit
         self._process: Any = None
 
-    def architectures(self) -> list[str]:
-        """The names of all architectures."""
-        names: list[str] = self._ask(None)
+    def families(self) -> dict[str, str]:
+        """The family of each architecture, by name."""
+        found: dict[str, str] = self._ask(None)
         self._connection.recv()
-        return names
+        return found
 
     def run(self, architecture: str, recipe: str, sides: Sequence[bool]) -> Iterator[Run]:
         """Every planned run with its outcome; what a crash or the time limit cut off has that as its message."""
@@ -71,7 +71,7 @@ def _serve(connection: Any) -> None:
     while True:
         request = connection.recv()
         if request is None:
-            connection.send(list(runs.TOYS))
+            connection.send({name: toy.family for name, toy in runs.TOYS.items()})
         else:
             for run in runs.outcomes(*request):
                 connection.send(run)
