@@ -3,7 +3,8 @@
 Evaluation and generation compute as training did. A layer goes by how it was called itself (a model may switch autocast
 off for some of its own), and where that is not known by how its model was. Records are plain dicts: deepcopy copies
 them with the model, a pickle loads without this package, and Dynamo traces reads and writes of them with no graph break
-and no recompilation (torch 2.13.0).
+and no recompilation (torch 2.13.0). A layer's holds its model's, and not the other way round: Dynamo follows a circle of
+dicts for ever where it breaks a graph.
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ def share_record(model: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> N
     theirs = [layer.__dict__.get(_RECORD) or {} for layer in layers]
     found = (own["model"] for own in theirs if "model" in own)
     # A module around a model that was seen to train shares the model's.
-    record: Any = model.__dict__.setdefault(_RECORD, next(found, None) or {"autocast": None, "layers": []})
+    record: Any = model.__dict__.setdefault(_RECORD, next(found, None) or {"autocast": None, "changes": 0})
     record["process"] = _PROCESS
     for layer in layers:
         own = layer.__dict__.get(_RECORD)
         if own is None or own.get("model") is not record:
-            layer.__dict__[_RECORD] = {"autocast": None, "process": _PROCESS, "model": record}
-            record["layers"].append(layer.__dict__[_RECORD])
+            layer.__dict__[_RECORD] = {"autocast": None, "changes": 0, "process": _PROCESS, "model": record}
         else:
             own["process"] = _PROCESS
     _models.add(model)
@@ -58,9 +58,10 @@ def see(module: torch.nn.Module, autocast: bool, values: Iterable[Any]) -> None:
         record: Any = module.__dict__.get(_RECORD)
         if record is not None:
             autocast = autocast or torch.is_autocast_enabled()  # a layer on the CPU inside CUDA autocast
-            if "layers" in record and not torch.compiler.is_compiling() and record["autocast"] != autocast:
-                for layer in record["layers"]:
-                    layer["autocast"] = None  # what it was called in before counts no more
+            if "model" in record:
+                record["changes"] = record["model"]["changes"]
+            elif not torch.compiler.is_compiling() and record["autocast"] != autocast:
+                record["changes"] += 1  # what its layers were called in before counts no more
             record["autocast"] = autocast
 
 
@@ -80,8 +81,8 @@ def computes_as_upstream(layer: torch.nn.Module, autocast: bool, x: torch.Tensor
         return True
     if record is None:
         return False
-    own = record["autocast"]
-    return (record.get("model", record)["autocast"] if own is None else own) is False
+    model, own = record.get("model", record), record["autocast"]
+    return (own if own is not None and record["changes"] == model["changes"] else model["autocast"]) is False
 
 
 def _requires_grad(values: Iterable[Any]) -> bool:

@@ -57,7 +57,7 @@ def spoken_kind(kind: Kind | None) -> str:
     return ", ".join(
         [
             "training" if training else "evaluation",
-            *(["without gradients"] if training and not gradients else ["with gradients"] if gradients else []),
+            *([] if training == gradients else ["with gradients" if gradients else "without gradients"]),
             *([f"autocast to {autocast}"] if autocast else []),
             *(["one token"] if one_token else []),
         ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from .results import Run, planned
 
+_MEMORY = 8 << 30  # bytes
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -62,6 +64,8 @@ class Worker:
 
 
 def _serve(connection: Any) -> None:
+    # A toy of a class that nobody knows yet may ask for all memory that there is.
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
