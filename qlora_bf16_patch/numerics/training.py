@@ -3,8 +3,8 @@
 Evaluation and generation compute as training did. A layer goes by how it was called itself (a model may switch autocast
 off for some of its own), and where that is not known by how its model was. Records are plain dicts: deepcopy copies
 them with the model, a pickle loads without this package, and Dynamo traces reads and writes of them with no graph break
-and no recompilation (torch 2.13.0). A layer's holds its model's, and not the other way round: Dynamo follows a circle of
-dicts for ever where it breaks a graph.
+and no recompilation (torch 2.13.0). A layer's holds its model's, and not the other way round: Dynamo follows a circle
+of dicts for ever where it breaks a graph.
 """
 
 from __future__ import annotations
