@@ -23,7 +23,7 @@ Asked = Callable[[Any, str, torch.dtype, torch.dtype], bool]
 _OF_DTYPES = re.compile(
     r"type|precision|overflow|Float|Half|should be the same|did not match|primitive descriptor", re.IGNORECASE
 )
-_ERRORS = (RuntimeError, TypeError, ValueError)
+ERRORS = (RuntimeError, TypeError, ValueError)
 _CASTS = (torch.Tensor.to, torch.Tensor.type, torch.Tensor.type_as)
 _REFUSED = "_qlora_bf16_patch_refused"
 
@@ -61,7 +61,7 @@ class CastOnMismatch(TorchFunctionMode):
             return self.special[func](self, func, args, kwargs)
         try:
             return self._unasked(func, args, kwargs) if func in ASKED_FIRST else func(*args, **kwargs)
-        except _ERRORS as error:
+        except ERRORS as error:
             if not _OF_DTYPES.search(str(error)):
                 raise
             operands = floating((*args, *kwargs.values()))
@@ -103,7 +103,7 @@ class CastOnMismatch(TorchFunctionMode):
             if told and not self.may_cast(func, *told):
                 break
             if told:
-                with contextlib.suppress(*_ERRORS):  # torch has no kernel in this dtype
+                with contextlib.suppress(*ERRORS):  # torch has no kernel in this dtype
                     return run(rule, func, args, kwargs, fitted, given)
         raise error
 

@@ -13,8 +13,6 @@ from ..numerics.mode import refused
 from ..numerics.places import module_of, path_of
 from .events import CastRefused, name_of
 
-ERRORS = (RuntimeError, TypeError, ValueError)
-
 # What torch says of dtypes that do not fit: its messages have no class of their own. It decides alone whether a call
 # that failed is worth running again under the mode, which finds out whether dtypes were the reason.
 _OF_DTYPES = re.compile(

@@ -14,11 +14,11 @@ from torch.overrides import _get_current_function_mode_stack
 
 from ..numerics.checkpoints import rerun_within
 from ..numerics.compiling import trace_attributes_without_modes
-from ..numerics.mode import Asked, CastOnMismatch
+from ..numerics.mode import ERRORS, Asked, CastOnMismatch
 from ..numerics.places import modules_around, path_of
 from .events import READ, Cast, CastRefused, name_of, spoken
 from .kinds import Kind, kind_of, spoken_kind
-from .refusals import ERRORS, add_note, is_of_dtypes, modules_on, operation_of, place_of
+from .refusals import add_note, is_of_dtypes, modules_on, operation_of, place_of
 from .rewind import Snapshot
 from .running import has_compiled_parts, here
 
@@ -102,9 +102,9 @@ class Watch:
         """Run ``call()``, a call of ``root`` with these arguments, in a thread where no watched one is running."""
         kind = kind_of(root, args, kwargs)
         here.kind, here.root, here.gradients, here.found = kind, root, torch.is_grad_enabled(), frozenset()
-        snapshot = Snapshot((*args, *kwargs.values()))
         failed: Exception | None = None
         try:
+            snapshot = Snapshot((*args, *kwargs.values()))
             for attempt in self._attempts(root, kind, snapshot):
                 try:
                     with attempt:

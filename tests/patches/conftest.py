@@ -28,6 +28,17 @@ class Toy(nn.Module):
         return self.head(self.proj(x))
 
 
+class Model(Toy):
+    """A part of a k-bit model, behind the layer that is adapted."""
+
+    def __init__(self, part):
+        super().__init__(bias=False, head=False)
+        self.part = part
+
+    def forward(self, x, *args, **kwargs):
+        return self.part(self.proj(x), *args, **kwargs)
+
+
 def linear4bit(compute_dtype=torch.bfloat16, bias=True):
     torch.manual_seed(0)
     layer = bnb.nn.Linear4bit(64, 64, bias=bool(bias), compute_dtype=compute_dtype, quant_type="nf4").to("cpu")

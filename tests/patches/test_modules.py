@@ -9,7 +9,7 @@ from torch import nn
 
 import qlora_bf16_patch
 
-from .conftest import Toy, lora_model
+from .conftest import Model, lora_model
 
 BF16 = torch.bfloat16
 F = nn.functional
@@ -220,15 +220,6 @@ class Added(Case):
 
     def forward(self, x):
         return torch.baddbmm(self.bias, x, x.transpose(1, 2) / 8)
-
-
-class Model(Toy):
-    def __init__(self, part):
-        super().__init__(bias=False, head=False)
-        self.part = part
-
-    def forward(self, x):
-        return self.part(self.proj(x))
 
 
 def prepared(case):

@@ -10,7 +10,7 @@ import qlora_bf16_patch
 from qlora_bf16_patch.hosts.packed import PackedWeights
 from qlora_bf16_patch.numerics.mode import CastOnMismatch
 
-from .conftest import Toy, lora_model
+from .conftest import Model, lora_model
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -93,15 +93,6 @@ class BesideItsOwnIntegers(Part):
 
 
 COMPILED = [Directly, InAHelper, ByTheFirstParameter, OfItsData, AsTheWeight, BesideItsOwnIntegers]
-
-
-class Model(Toy):
-    def __init__(self, part):
-        super().__init__(bias=False, head=False)
-        self.part = part
-
-    def forward(self, x):
-        return self.part(self.proj(x))
 
 
 def linear(bits):
@@ -244,14 +235,9 @@ class Scaling(Part):
         return x * (2 if self.layer.weight.dtype == torch.uint8 else 1)
 
 
-class Switched(Model):
-    def forward(self, x, casts):
-        return self.part(self.proj(x), casts)
-
-
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_read_of_one_module_is_answered_and_another_ones_is_not(gradients):
-    model, x = lora_model(toy=Switched(Both())).eval(), torch.randn(2, 64)
+    model, x = lora_model(toy=Model(Both())).eval(), torch.randn(2, 64)
     part = model.base_model.model.part
     with torch.set_grad_enabled(gradients):
         expected = [model(x, casts=False), None]

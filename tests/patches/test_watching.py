@@ -14,7 +14,7 @@ from qlora_bf16_patch.patches import boundary
 from qlora_bf16_patch.watching import refusals
 from qlora_bf16_patch.watching.rewind import Snapshot
 
-from .conftest import Toy, linear4bit, lora_model
+from .conftest import Model, Toy, linear4bit, lora_model
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -66,15 +66,6 @@ class Expert(Counted):
 
     def forward(self, x):
         return x @ self.gate
-
-
-class Model(Toy):
-    def __init__(self, part):
-        super().__init__(head=False)
-        self.part = part
-
-    def forward(self, x, **kwargs):
-        return self.part(self.proj(x), **kwargs)
 
 
 def inputs(model):
