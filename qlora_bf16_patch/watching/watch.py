@@ -179,7 +179,8 @@ class Watch:
         if here.kind is not None and type(module) in here.answers:
             here.answering |= {module}
             return True
-        return kind in self._answered.get(module, ())
+        kinds = self._answered.get(module, ())
+        return kind in kinds or (kind is None and bool(kinds))  # outside of a watched call: see `needs_cast`
 
     def _asked(
         self,

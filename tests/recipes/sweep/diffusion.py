@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from . import outputs
+from .diffusion_given import ARGUMENTS, GIVEN
 from .extras import Extra
 from .inputs import BATCH, Guess, Sizes, random
 from .probing import OutOfReach
@@ -34,17 +35,6 @@ SIZES: list[tuple[str, int]] = [
 ]
 # Sizes that a class leaves out by default, but needs.
 NEEDED = {"sample_size": 8, "in_channels": 4, "patch_size": 2, "num_layers": 2, "caption_channels": 64}
-# By class, arguments that the rules get wrong.
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "PRXTransformer2DModel": {"axes_dim": [8, 8], "hidden_size": 64},
-    "PriorTransformer": {"num_embeddings": 7, "additional_embeddings": 4},
-    "Transformer2DModel": {"in_channels": 32, "cross_attention_dim": 64, "patch_size": None},
-    "TransformerTemporalModel": {"in_channels": 32},
-    "UNet2DModel": {"sample_size": 16},
-    "UNetSpatioTemporalConditionModel": {"projection_class_embeddings_input_dim": 192},
-    "WanVACETransformer3DModel": {"vace_layers": [0, 1]},
-}
-
 
 def small(model_class: Any) -> dict[str, Any]:
     """Arguments of a small model, by the rules."""
@@ -157,11 +147,13 @@ def _guesses(model: Any) -> Iterator[Guess]:
     more = [name for name in wanted if name in parameters and name not in required]
     more += ["guidance"] if "guidance" in parameters and getattr(model.config, "guidance_embeds", False) else []
     sizes = Sizes(SimpleNamespace(**dict(model.config)))
+    given = GIVEN.get(type(model).__name__, {})
     for names in ([*required, *more], required):
+        names = [name for name in names if name not in given]
         if missing := [name for name in names if name not in VALUES]:
             raise NotImplementedError(f"nothing known to give it as {', '.join(missing)}")
         for values in itertools.product(*(VALUES[name](sizes) for name in names)):
-            yield dict(zip(names, values, strict=True))
+            yield dict(zip(names, values, strict=True)) | given
 
 
 def _found(model_class: Any) -> tuple[Callable[[], nn.Module], Guess]:
