@@ -76,7 +76,8 @@ def computes_as_upstream(layer: torch.nn.Module, autocast: bool, x: torch.Tensor
     record: Any = layer.__dict__.get(_RECORD)
     if record is not None and record["process"] != _PROCESS:
         _came_by_pickle.add(type(layer).__name__)
-    see(layer, autocast, (x,))
+    if layer.training:
+        see(layer, autocast, (x,))
     if autocast or torch.is_grad_enabled():
         return True
     if record is None:

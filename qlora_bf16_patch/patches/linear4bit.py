@@ -23,7 +23,8 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
     @functools.wraps(original)
     def patched(self: Any, x: torch.Tensor) -> Any:
         if installation.on:
-            given, dtype, bias = x.dtype, self.compute_dtype, host.bias_of(self)
+            given, dtype, own = x.dtype, self.compute_dtype, self._parameters
+            bias = own["bias"] if "bias" in own else host.bias_of(self)
             # Upstream's own casts do where there is no bias to write to, and no other dtype to tell of.
             fits = (given is dtype and (bias is None or bias.dtype is dtype)) or (
                 bias is None and dtype in HALF and x.is_floating_point()

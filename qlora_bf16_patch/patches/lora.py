@@ -34,19 +34,24 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
     def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not installation.on:
             return original(self, x, *args, **kwargs)
-        x = activations(self, x)
-        layer = with_written_bias(self) if is_dora(self) and not torch.compiler.is_compiling() else self
+        if not x.is_floating_point():
+            x = activations(self, x)
         if training.computes_as_upstream(self, autocast_is_on(x.device.type), x) or within_gradients():
-            return _as_upstream(original, layer, x, args, kwargs)
+            return _as_upstream(original, _readable(self), x, args, kwargs)
         dtype = compute_dtype(self, x)
         if dtype is torch.float32 and x.dtype in HALF and "compute_dtype" not in installation.notes:
             warn_of_float32(installation, self.get_base_layer(), x.dtype)
         adapters = None if args or kwargs else plain_adapters(self, x)
         if adapters is not None and _adds_up(x, dtype, adapters):
             return _added_up(self, x, dtype, adapters)
-        return _as_under_autocast(original, layer, x, dtype, args, kwargs)
+        return _as_under_autocast(original, _readable(self), x, dtype, args, kwargs)
 
     return patched
+
+
+def _readable(layer: Any) -> Any:
+    """The layer as upstream's forward reads it: DoRA's reads the bias."""
+    return with_written_bias(layer) if is_dora(layer) and not torch.compiler.is_compiling() else layer
 
 
 def _as_upstream(original: Any, layer: Any, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
@@ -84,7 +89,11 @@ def _adds_up(x: torch.Tensor, dtype: torch.dtype, adapters: list[Adapter]) -> bo
         return True
     if x.dtype in HALF and x.dtype is not dtype:
         return False
-    return all(a.dtype is torch.float32 or a.dtype is dtype for a, *_ in adapters)
+    for adapter in adapters:  # a loop, since a generator costs a frame for each
+        given = adapter[0].dtype
+        if given is not torch.float32 and given is not dtype:
+            return False
+    return True
 
 
 def _added_up(layer: Any, x: torch.Tensor, dtype: torch.dtype, adapters: list[Adapter]) -> torch.Tensor:

@@ -58,7 +58,7 @@ class Watch:
         self._is_silent = is_silent
         self.patch, self._mark, self._passes, self._handlers, self._strict = patch, mark, passes, handlers, strict
         self.casts: dict[Cast, None] = {}  # an ordered set
-        self._told: weakref.WeakKeyDictionary[torch.nn.Module, set[Cast]] = weakref.WeakKeyDictionary()
+        self._told: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
         self._known: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
         self._marked: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
         self._answered: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
@@ -247,12 +247,13 @@ class Watch:
             to: the dtype that it is cast to.
             root: a module in which the path is looked for, where neither the module nor the running call tells.
         """
+        told, what = self._told.get(module, ()), (operation, operand, given, to)
+        if what in told and not self._strict():
+            return
         path = module.__dict__.get(PATH) or path_of(module, here.root or root or module)
-        cast = Cast(path, type(module).__name__, operation, operand, given, to, self.patch, spoken_kind(here.kind))
+        cast = Cast(path, type(module).__name__, *what, self.patch, spoken_kind(here.kind))
         if self._strict():
             raise CastRefused(cast.refusal())
         self.casts.setdefault(cast)
-        told = self._told.setdefault(module, set())
-        if cast not in told:
-            told.add(cast)
-            logger.info("%s", cast)
+        self._told[module] = {*told, what}
+        logger.info("%s", cast)
