@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import qlora_bf16_patch
 
-from .conftest import Toy, lora_model
+from .conftest import Toy, linear4bit, lora_model
 
 BF16 = torch.bfloat16
 
@@ -61,6 +61,26 @@ class AroundAChild(nn.Module):
 class OneInAnother(AroundAChild):
     def forward(self, x):
         return self.checkpoint(lambda x: self.norm(self.checkpoint(self.experts, x)) + x @ self.gate[0], x)
+
+
+class Reader(nn.Module):
+    """T5's feed-forward casts to the dtype of its packed weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = linear4bit(bias=False)
+
+    def forward(self, x):
+        return self.layer(x.to(self.layer.weight.dtype))
+
+
+class AroundAReader(AroundAChild):
+    def __init__(self):
+        super().__init__()
+        self.reader = Reader()
+
+    def forward(self, x):
+        return self.checkpoint(self.reader, super().forward(x))
 
 
 class OfTransformers(GradientCheckpointingLayer):
@@ -114,7 +134,7 @@ def step(kind, where, function, autocast):
     return loss, [x.grad, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)]
 
 
-KINDS = [AroundAMethod, AroundAFunction, AroundAChild, OneInAnother, OfTransformers]
+KINDS = [AroundAMethod, AroundAFunction, AroundAChild, OneInAnother, AroundAReader, OfTransformers]
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["outside autocast", "autocast"])
