@@ -26,16 +26,28 @@ def _has_slots(cls: Any) -> bool:
 
 
 class Snapshot:
-    """What hangs on the arguments of a call that may be changed by it."""
+    """What hangs on the arguments of a call that may be changed by it.
 
-    def __init__(self, values: Iterable[Any]) -> None:
+    Args:
+        values: the arguments.
+        copies: whether those that are tensors are copied, so that what is written to them in place can be taken back
+            (FSMT fills its labels, transformers 5.23.0, ``shift_tokens_right``). What hangs on an argument is never: a
+            cache may be as large as the memory.
+    """
+
+    def __init__(self, values: Iterable[Any], copies: bool = False) -> None:
         self._tensors: list[tuple[torch.Tensor, int]] = []
+        self._copies: list[tuple[torch.Tensor, int, torch.Tensor]] = []
         self._holders: list[tuple[Any, Any]] = []  # a dict or list, and a copy of it
         todo = []
         for value in values:
             if not isinstance(value, torch.Tensor):
                 todo.append(value)
-            elif not value.is_inference():  # ids made in inference mode have no version, and are not written to
+            elif value.is_inference():  # ids made in inference mode have no version, and are not written to
+                continue
+            elif copies and not value.requires_grad:  # what autograd knows of it could not be taken back
+                self._copies.append((value, value._version, value.clone()))
+            else:
                 self._tensors.append((value, value._version))
         self._closed = False  # whether there is something that cannot be looked into
         seen = set()
@@ -79,6 +91,10 @@ class Snapshot:
             return False
         for holder, before in self._holders:
             _put_back(holder, before)
+        with torch.no_grad():
+            for tensor, version, copy in self._copies:
+                if tensor._version != version:
+                    tensor.copy_(copy)
         return True
 
 

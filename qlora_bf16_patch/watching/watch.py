@@ -104,7 +104,8 @@ class Watch:
         here.kind, here.root, here.gradients, here.found = kind, root, torch.is_grad_enabled(), frozenset()
         failed: Exception | None = None
         try:
-            snapshot = Snapshot((*args, *kwargs.values()))
+            is_new = kind not in self._known.get(root, ())
+            snapshot = Snapshot((*args, *kwargs.values()), copies=is_new)
             for attempt in self._attempts(root, kind, snapshot):
                 try:
                     with attempt:
