@@ -19,6 +19,9 @@ ROUNDING = 0.03
 # They draw the seed of their dropout anew at each call, by torch.seed() (modeling_reformer.py, _init_attention_seed).
 NEVER_THE_SAME = ("ReformerForSequenceClassification", "ReformerModelWithLMHead")
 DROPOUT = ("dropout", "float32")
+# Contract A over D: unpatched, bitsandbytes casts a float32 bias for good at the first step, and at the second a model
+# computes in that bias's dtype (diffusers 0.42.1, modeling_utils.py, get_parameter_dtype).
+READ_A_BIAS = ("MotifVideoTransformer3DModel", "SkyReelsV2Transformer3DModel")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def regressions(runs: Iterable[Run]) -> Iterator[tuple[Run, str]]:
         elif (patched.apart or 0) > bound(unpatched, patched):
             yield patched, f"logits are {patched.apart} apart from the reference"
         elif patched.recipe in DROPOUT and patched.architecture in NEVER_THE_SAME:
+            continue
+        elif patched.recipe == "kbit" and patched.mode == "train" and patched.architecture in READ_A_BIAS:
             continue
         elif patched.same is False and (patched.agreeing or patched.autocast or patched.mode == "train"):
             why = (

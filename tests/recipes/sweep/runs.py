@@ -26,7 +26,7 @@ from qlora_bf16_patch.numerics.dtypes import floating
 from ... import cpu  # noqa: F401
 from . import diffusion, hub, outputs, recipes
 from .architectures import Architecture, architectures
-from .results import Run, planned
+from .results import ROUNDING, Run, planned
 
 # What torch says when dtypes do not fit. "Byte" is the storage of a 4-bit weight.
 MISMATCH = re.compile(
@@ -77,8 +77,11 @@ def outcomes(name: str, recipe: str, sides: Iterable[bool]) -> Iterator[Run]:
                 unpatched = None
                 run = dataclasses.replace(run, outcome="mismatch", message="activations were truncated to bytes")
                 expected = generate(toy, recipes.dequantized(copy.deepcopy(model)), autocast=True)
+        distance = apart(logits, expected)
+        if run.patched and rounding is None and (distance or 0) > ROUNDING:
+            _, rounding = reference(toy, model)
         run = dataclasses.replace(run, rounding=rounding if run.patched else None)
-        yield dataclasses.replace(run, dtype=str(logits.dtype), apart=apart(logits, expected))
+        yield dataclasses.replace(run, dtype=str(logits.dtype), apart=distance)
 
 
 _FOLDER = contextlib.ExitStack()
