@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import Any
 
 import torch
 from torch.overrides import _get_current_function_mode_stack
+
+from .mode import is_on
 
 
 def trace_attributes_without_modes() -> None:
@@ -18,6 +19,8 @@ def trace_attributes_without_modes() -> None:
     (``Int8Params``): torch 2.13.0, _dynamo/variables/torch_function.py, ``TensorWithTFOverrideVariable.var_getattr``
     asks ``can_dispatch_torch_function``, which says yes wherever a mode is on. It would not have asked the mode: it
     calls the subclass. Only the state of this one compilation is changed, and nothing where a release has another.
+
+    Behind a graph break the frames are compiled one by one, with the mode already on: their states are changed, too.
     """
     from torch._dynamo.comptime import comptime
 
@@ -26,13 +29,36 @@ def trace_attributes_without_modes() -> None:
 
 def _without_modes(context: Any) -> None:
     state: Any = getattr(getattr(context, "_ComptimeContext__tx", None), "symbolic_torch_function_state", None)
-    asked = getattr(state, "in_torch_function_mode", None)
-    if asked is not None and not isinstance(asked, functools.partial):
-        state.in_torch_function_mode = functools.partial(_is_asked, asked)
+    if state is None or _ASKED in vars(state) or not hasattr(state, _ASKED):
+        return
+    original = getattr(state, _ASKED)
+    setattr(state, _ASKED, lambda: not _reads_an_attribute() and original())
+    handler: Any = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
+    if handler is not None and _starts not in handler.start_callbacks:  # torch._dynamo.reset() takes them out
+        handler.register_start_callback(_starts)
+        handler.register_end_callback(_ends)
 
 
-def _is_asked(asked: Any) -> bool:
-    return sys._getframe(2).f_code.co_name != "var_getattr" and bool(asked())
+_ASKED = "in_torch_function_mode"
+_originals: dict[Any, Any] = {}  # by class, its method, while a frame is compiled under the mode
+
+
+def _starts(_: Any) -> None:
+    """A frame is about to be compiled; Dynamo holds its lock, and so nobody else's is."""
+    cls: Any = getattr(sys.modules.get("torch._dynamo.variables.torch_function"), "SymbolicTorchFunctionState", None)
+    if _ASKED in vars(cls or object) and is_on():
+        original = _originals[cls] = vars(cls)[_ASKED]
+        setattr(cls, _ASKED, lambda state: not _reads_an_attribute() and original(state))
+
+
+def _ends(_: Any) -> None:
+    while _originals:
+        cls, original = _originals.popitem()
+        setattr(cls, _ASKED, original)
+
+
+def _reads_an_attribute() -> bool:
+    return sys._getframe(3).f_code.co_name == "var_getattr"
 
 
 def source_of(x: torch.Tensor) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from .dtypes import floating
 from .rules import ASKED_FIRST, rule_of
@@ -106,6 +106,12 @@ class CastOnMismatch(TorchFunctionMode):
                 with contextlib.suppress(*ERRORS):  # torch has no kernel in this dtype
                     return run(rule, func, args, kwargs, fitted, given)
         raise error
+
+
+def is_on() -> bool:
+    """Whether a :class:`CastOnMismatch` is on in this thread."""
+    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(isinstance(mode, CastOnMismatch) for mode in stack)
 
 
 def refused(error: Exception) -> tuple[Any, list[torch.dtype]] | None:

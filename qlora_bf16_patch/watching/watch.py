@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.overrides import _get_current_function_mode_stack
 
 from ..numerics.checkpoints import rerun_within
 from ..numerics.compiling import trace_attributes_without_modes
-from ..numerics.mode import ERRORS, Asked, CastOnMismatch
+from ..numerics.mode import ERRORS, Asked, CastOnMismatch, is_on
 from ..numerics.places import modules_around, path_of
 from .events import READ, Cast, CastRefused, name_of, spoken
 from .kinds import Kind, kind_of, spoken_kind
@@ -77,7 +76,7 @@ class Watch:
 
     def while_compiling(self) -> contextlib.AbstractContextManager[Any]:
         """The mode, once. Dynamo traces it at no cost at run time, and has no frames to read."""
-        if any(isinstance(mode, CastOnMismatch) for mode in _get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
+        if is_on():
             return contextlib.nullcontext()
         trace_attributes_without_modes()
         return CastOnMismatch(self._refused_while_compiling if self._strict() else None)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from torch import nn
+from torch._dynamo.variables.torch_function import SymbolicTorchFunctionState
 
 import qlora_bf16_patch
 from qlora_bf16_patch.hosts.packed import PackedWeights
@@ -171,6 +172,30 @@ def test_a_compiled_model_may_read_attributes_of_a_packed_weight(bits):
     model, x = models(Attributes, bits)[0], torch.randn(2, 64).to(BF16)
     with torch.no_grad():
         assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+
+
+class BehindAGraphBreak(Directly):
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return super().forward(x)
+
+
+class AttributesBehindAGraphBreak(Attributes):
+    def forward(self, x):
+        x = x * self.layer.weight.dtype.itemsize
+        torch._dynamo.graph_break()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [BehindAGraphBreak, AttributesBehindAGraphBreak], ids=lambda kind: kind.__name__)
+def test_they_are_read_behind_a_graph_break_as_well_and_dynamo_is_left_as_it_was(kind):
+    torch._dynamo.reset()
+    before = vars(SymbolicTorchFunctionState).copy()
+    model, x = models(kind, 4)[0], torch.randn(2, 64)
+    with torch.no_grad():
+        result = torch.compile(model, backend="eager")(x)
+        torch.testing.assert_close(result.float(), model(x).float(), atol=0.1, rtol=0.1)
+    assert vars(SymbolicTorchFunctionState) == before
 
 
 class OwnIntegers(Part):
