@@ -1,8 +1,8 @@
 """``peft.boundary``: all that is no k-bit layer inside a k-bit model takes operands of different floating dtypes.
 
 Torch's own layers have their input cast to the weights and the result cast back. Everything else is found by watching:
-the first call of each kind runs under the function mode, and a module in which torch would have refused an operation
-keeps it (:mod:`..watching`). Forwards are instance attributes: the other objects of a class pay nothing.
+a call in which torch refuses an operation is run again under the function mode, and the module around the operation
+keeps the mode (:mod:`..watching`). Forwards are instance attributes: the other objects of a class pay nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from ..hosts.peft import is_kbit_layer, is_prompt_learning
 from ..numerics import training
 from ..numerics.autocast import NOTHING
 from ..numerics.dtypes import autocast_is_on, floating
+from ..watching.events import PATH
 from ..watching.running import here
-from ..watching.watch import PATH, Watch
+from ..watching.watch import Watch
 from . import torch_layers
 from .injection import after_injection, each_module, left_alone, safely
 from .linear4bit import warn_of_float32
@@ -125,7 +126,7 @@ def _mark(installation: Installation, module: nn.Module, path: str) -> None:
 
 
 def _seen(watch: Watch) -> list[str]:
-    casts = list(watch.casts)
+    casts = list(watch.record.casts)
     if not casts:
         return []
     shown = "; ".join(f"{cast} ({cast.kind})" if cast.kind else str(cast) for cast in casts[:8])

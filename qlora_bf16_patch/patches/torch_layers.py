@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import PackedSequence
 from ..engine.installation import Installation, call_shadowed, shadows
 from ..numerics.dtypes import autocast_is_on, cast, mixed_is_allowed
 from ..numerics.overlay import overlay
-from ..watching.watch import PATH, Watch
+from ..watching.events import PATH
+from ..watching.watch import Watch
 
 _RECURRENT = tuple(cls.forward for cls in (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell))
 
@@ -66,9 +67,7 @@ def _weighted(installation: Installation, watch: Watch, cls: Any) -> Callable[..
             return _looked_at(installation, watch, self, input, args, kwargs)
         if weight is None or _is_taken(how, input, weight):
             return call_shadowed(installation, self, input, *args, **kwargs)
-        if not torch.compiler.is_compiling() or installation.strict:
-            what = "linear" if how == "product" else how
-            watch.tell(self, what, "input", input.dtype, weight.dtype)
+        watch.tell(self, "linear" if how == "product" else how, "input", input.dtype, weight.dtype)
         return call_shadowed(installation, self, input.to(weight.dtype), *args, **kwargs).to(input.dtype)
 
     return forward
@@ -85,8 +84,7 @@ def _recurrent(installation: Installation, watch: Watch, cls: Any) -> Callable[.
         given = getattr(input, "data", input)  # a packed sequence
         if not installation.on or weight is None or given.dtype == weight.dtype or autocast_is_on(given.device.type):
             return call_shadowed(installation, self, input, *args, **kwargs)
-        if not torch.compiler.is_compiling() or installation.strict:
-            watch.tell(self, cls.__name__.lower(), "input", given.dtype, weight.dtype)
+        watch.tell(self, cls.__name__.lower(), "input", given.dtype, weight.dtype)
         values = [cast(weight.dtype, value) for value in args], {n: cast(weight.dtype, v) for n, v in kwargs.items()}
         result = call_shadowed(installation, self, input.to(weight.dtype), *values[0], **values[1])
         return _cast_back(given.dtype, result)

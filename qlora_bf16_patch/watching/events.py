@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from ..numerics.places import path_of
+from .kinds import Kind, spoken_kind
+
+logger = logging.getLogger("qlora_bf16_patch")
+
+# A plain attribute: it survives deepcopy, and a pickle of the model loads without this package.
+PATH = "_qlora_bf16_patch_path"
 
 # What an operand or an operation is called in a message, where torch's own name would not be understood.
 _OPERANDS = {"attn_mask": "attention mask"}
@@ -72,11 +83,59 @@ class Cast:
         )
 
 
+class Record:
+    """The casts of a patch, each told once.
+
+    Args:
+        patch: its name.
+        strict: asked at each cast whether to raise instead.
+
+    Attributes:
+        casts: an ordered set.
+    """
+
+    def __init__(self, patch: str, strict: Callable[[], bool]) -> None:
+        self.patch, self.strict = patch, strict
+        self.casts: dict[Cast, None] = {}
+        self._told: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+
+    def tell(
+        self,
+        module: torch.nn.Module,
+        root: torch.nn.Module,
+        operation: Any,
+        operand: str,
+        dtypes: tuple[torch.dtype, torch.dtype],
+        kind: Kind | str | None,
+    ) -> None:
+        """Log a cast, once a module.
+
+        Args:
+            module: the innermost one around the operation.
+            root: the module in which its path is looked for, where it does not know it.
+            operation: torch's function, or its name.
+            operand: which of its operands is cast.
+            dtypes: of the operand, and what it is cast to.
+            kind: of the call.
+
+        Raises:
+            CastRefused: in strict mode.
+        """
+        what, told = (operation, operand, dtypes), self._told.get(module, ())
+        if what in told and not self.strict():
+            return
+        path = module.__dict__.get(PATH) or path_of(module, root)
+        spoken = kind if isinstance(kind, str) else spoken_kind(kind)
+        name, operand = name_of(operation), _OPERANDS.get(operand, operand)
+        cast = Cast(path, type(module).__name__, name, operand, *dtypes, self.patch, spoken)
+        if self.strict():
+            raise CastRefused(cast.refusal())
+        self.casts.setdefault(cast)
+        self._told[module] = {*told, what}
+        logger.info("%s", cast)
+
+
 def name_of(func: Any) -> str:
     """An operation's name as a reader knows it."""
     name = func if isinstance(func, str) else getattr(func, "__name__", None) or repr(func)
     return _OPERATIONS.get(name, name)
-
-
-def spoken(operand: str) -> str:
-    return _OPERANDS.get(operand, operand)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,16 +14,12 @@ from ..numerics.checkpoints import rerun_within
 from ..numerics.compiling import trace_attributes_without_modes
 from ..numerics.mode import ERRORS, Asked, CastOnMismatch, is_on
 from ..numerics.places import modules_around, path_of
-from .events import READ, Cast, CastRefused, name_of, spoken
-from .kinds import Kind, kind_of, spoken_kind
+from .events import READ, CastRefused, Record
+from .kinds import Kind, kind_of
 from .refusals import add_note, is_of_dtypes, modules_on, operation_of, place_of
 from .rewind import Snapshot
 from .running import has_compiled_parts, here
-
-logger = logging.getLogger("qlora_bf16_patch")
-
-# A plain attribute: it survives deepcopy, and a pickle of the model loads without this package.
-PATH = "_qlora_bf16_patch_path"
+from .tracing import tell_while_tracing
 
 Call = Callable[[], Any]
 # What a host's tensors need handled, made for one run under the mode. The first argument is told where it casts; the
@@ -55,9 +50,8 @@ class Watch:
         strict: Callable[[], bool],
     ) -> None:
         self._is_silent = is_silent
-        self.patch, self._mark, self._passes, self._handlers, self._strict = patch, mark, passes, handlers, strict
-        self.casts: dict[Cast, None] = {}  # an ordered set
-        self._told: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+        self.record = Record(patch, strict)
+        self._mark, self._passes, self._handlers = mark, passes, handlers
         self._known: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
         self._marked: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
         self._answered: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
@@ -79,7 +73,7 @@ class Watch:
         if is_on():
             return contextlib.nullcontext()
         trace_attributes_without_modes()
-        return CastOnMismatch(self._refused_while_compiling if self._strict() else None)
+        return CastOnMismatch(self._asked_while_compiling)
 
     def needs_cast(self, module: torch.nn.Module) -> bool:
         """Whether a marked module is to run under the mode: for the kinds of call that were found to need it.
@@ -160,7 +154,7 @@ class Watch:
         return cached or self._is_silent(root)
 
     def _note(self, error: Exception, root: torch.nn.Module, ran_again: bool) -> str:
-        where = f"{self.patch}: torch refused {operation_of(error)} in {place_of(error, root)}"
+        where = f"{self.record.patch}: torch refused {operation_of(error)} in {place_of(error, root)}"
         if not ran_again:
             return (
                 f"{where}, which no call of this kind had shown before. It was not run again under the patch, since it "
@@ -206,7 +200,7 @@ class Watch:
         innermost, kind = around[0], kind or here.kind
         if func == READ and not self._is_answered(innermost, kind):
             return False
-        self.tell(innermost, name_of(func), spoken(operand), given, to, owner)
+        self.record.tell(innermost, here.root or owner, func, operand, (given, to), kind)
         if marks and here.kind is not None:
             self._mark_one(around, here.kind)
         rerun_within(functools.partial(self.mode, innermost, kind=kind))
@@ -224,36 +218,21 @@ class Watch:
                 self._mark(module, path_of(module, here.root))
                 return
 
-    def _refused_while_compiling(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
-        cast = Cast("a compiled module", "torch.compile", name_of(func), spoken(operand), given, to, self.patch)
-        raise CastRefused(cast.refusal())
+    def _asked_while_compiling(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
+        self.tell(None, func, operand, given, to)
+        return True
 
-    def tell(
-        self,
-        module: torch.nn.Module,
-        operation: str,
-        operand: str,
-        given: torch.dtype,
-        to: torch.dtype,
-        root: torch.nn.Module | None = None,
-    ) -> None:
+    def tell(self, module: Any, operation: Any, operand: str, given: torch.dtype, to: torch.dtype) -> None:
         """Tell a cast once, or raise in strict mode.
 
         Args:
-            module: the innermost one.
-            operation: torch's name of it.
+            module: the innermost one around it; None where Dynamo traces, and finds out.
+            operation: torch's function, or its name.
             operand: which of its operands is cast.
             given: its dtype.
             to: the dtype that it is cast to.
-            root: a module in which the path is looked for, where neither the module nor the running call tells.
         """
-        told, what = self._told.get(module, ()), (operation, operand, given, to)
-        if what in told and not self._strict():
-            return
-        path = module.__dict__.get(PATH) or path_of(module, here.root or root or module)
-        cast = Cast(path, type(module).__name__, *what, self.patch, spoken_kind(here.kind))
-        if self._strict():
-            raise CastRefused(cast.refusal())
-        self.casts.setdefault(cast)
-        self._told[module] = {*told, what}
-        logger.info("%s", cast)
+        if torch.compiler.is_compiling():
+            tell_while_tracing(self.record, operation, operand, given, to, module)
+        else:
+            self.record.tell(module, here.root or module, operation, operand, (given, to), here.kind)

@@ -380,12 +380,12 @@ def test_each_cast_is_one_event_with_its_place_operand_dtypes_patch_and_kind_of_
     model = lora_model(toy=Model(nn.Sequential(Stack()))).eval()
     watch = boundary.watch_of(registry.installation("peft.boundary"))
     with torch.no_grad(), qlora_bf16_patch.enabled():
-        watch.casts.clear()
+        watch.record.casts.clear()
         for _ in range(2):
             model(torch.randn(1, 4, 64))
         with torch.autocast("cpu", BF16):
             model(torch.randn(1, 4, 64))
-    (cast,) = watch.casts
+    (cast,) = watch.record.casts
     assert (cast.path, cast.module, cast.operation, cast.operand) == ("part.0", "Stack", "index_put", "source")
     assert (cast.given, cast.to, cast.patch, cast.kind) == (F32, BF16, "peft.boundary", "evaluation")
     told = [note for status in qlora_bf16_patch.status() for note in status.notes]
@@ -404,6 +404,24 @@ class WritesToItsInput(nn.Module):
 
     def forward(self, x):
         return x.add_(1) @ self.gate
+
+
+def test_casts_in_compiled_code_are_told_while_it_is_traced():
+    torch._dynamo.reset()
+    head = nn.Linear(64, 64, bias=False, dtype=BF16)
+    model = lora_model(toy=Model(nn.Sequential(Expert(), head))).eval()
+    watch, x = boundary.watch_of(registry.installation("peft.boundary")), torch.randn(1, 4, 64)
+    watch.record.casts.clear()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for _ in range(2):
+            compiled(x)
+    assert [(*str(cast).split(": "), cast.module, cast.kind) for cast in watch.record.casts] == [
+        ("part.0", "matmul has its operand cast from torch.float32 to torch.bfloat16", "Expert", "compiled"),
+        ("part.1", "torch.float32 hidden states are cast to its torch.bfloat16 weights", "Linear", "compiled"),
+    ]
+    with qlora_bf16_patch.strict(), torch.no_grad(), pytest.raises(RuntimeError, match=r"part.0 \(Expert\): matmul"):
+        compiled(x)
 
 
 def test_what_a_first_call_wrote_to_the_tensors_that_it_was_given_is_written_once():

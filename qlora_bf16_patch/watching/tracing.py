@@ -1,0 +1,61 @@
+"""Casts in code that is being compiled, told while Dynamo traces it: at run time there is no call of ours left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .events import Record
+
+KIND = "compiled"
+
+
+def tell_while_tracing(
+    record: Record, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, module: Any = None
+) -> None:
+    """Tell a cast that Dynamo is about to trace. It looks these up by their names, at the time of the trace.
+
+    Args:
+        record: of the patch.
+        operation: torch's function, or its name.
+        operand: which of its operands is cast.
+        given: its dtype.
+        to: the dtype that it is cast to.
+        module: the innermost one around the operation, where the caller knows it.
+    """
+    from torch._dynamo.comptime import comptime
+
+    comptime(_tell)
+
+
+def _tell(context: Any) -> None:
+    frame: Any = getattr(context, "_ComptimeContext__tx", None)
+    record, operation, operand, given, to, module = (
+        _value(frame, name) for name in ("record", "operation", "operand", "given", "to", "module")
+    )
+    modules = list(_modules(frame))
+    if isinstance(record, Record) and modules:
+        record.tell(module or modules[0], modules[-1], operation, operand, (given, to), KIND)
+
+
+def _modules(frame: Any) -> Iterator[torch.nn.Module]:
+    """Those whose forwards are being traced, the innermost first."""
+    while frame is not None:
+        if frame.f_code.co_name == "forward":
+            module = _value(frame, "self")
+            if isinstance(module, torch.nn.Module):
+                yield module
+        frame = getattr(frame, "parent", None)
+
+
+def _value(frame: Any, name: str) -> Any:
+    """What a local variable of a frame that is traced holds (torch 2.13.0, _dynamo/symbolic_convert.py)."""
+    variable = getattr(frame, "symbolic_locals", {}).get(name)
+    if variable is None:
+        return getattr(frame, "f_locals", {}).get(name)  # the outermost frame forgets what it needs no more
+    variable = variable.realize()
+    if variable.is_python_constant():
+        return variable.as_python_constant()
+    return getattr(variable, "value", None)
