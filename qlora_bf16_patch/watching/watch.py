@@ -95,7 +95,7 @@ class Watch:
         """Run ``call()``, a call of ``root`` with these arguments, in a thread where no watched one is running."""
         kind = kind_of(root, args, kwargs)
         here.kind, here.root, here.gradients, here.found = kind, root, torch.is_grad_enabled(), frozenset()
-        failed: Exception | None = None
+        failed = later = None
         try:
             is_new = kind not in self._known.get(root, ())
             snapshot = Snapshot((*args, *kwargs.values()), copies=is_new)
@@ -109,6 +109,8 @@ class Watch:
                         here.refused_in = tuple(modules_on(error))
                     elif failed is None or not here.answers or isinstance(error, CastRefused):
                         raise
+                    else:
+                        later = error  # of the answer's making, or behind what it mends
                 else:
                     self._known.setdefault(root, set()).add(kind)
                     for module in here.answering:
@@ -123,7 +125,9 @@ class Watch:
             assert failed is not None
             self._known.get(root, set()).discard(kind)
             self._looked_for.setdefault(root, set()).add(kind)
-            add_note(failed, self._note(failed, root, can_run_again))
+            add_note(later or failed, self._note(failed, root, can_run_again, got_past=later is not None))
+            if later is not None:
+                raise later from failed
             raise failed
         finally:
             here.__dict__.clear()
@@ -153,8 +157,14 @@ class Watch:
         cached = snapshot.holds_something and not torch.is_grad_enabled() and not has_compiled_parts(root)
         return cached or self._is_silent(root)
 
-    def _note(self, error: Exception, root: torch.nn.Module, ran_again: bool) -> str:
+    def _note(self, error: Exception, root: torch.nn.Module, ran_again: bool, got_past: bool) -> str:
         where = f"{self.record.patch}: torch refused {operation_of(error)} in {place_of(error, root)}"
+        if got_past:
+            return (
+                f"{where}. This error came when the call was run again, with packed weights' dtypes told as those that "
+                "they were quantized from. Where the model asks for them to see whether its weights are packed, that "
+                "may be why; please report it then."
+            )
         if not ran_again:
             return (
                 f"{where}, which no call of this kind had shown before. It was not run again under the patch, since it "

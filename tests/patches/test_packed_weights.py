@@ -270,3 +270,19 @@ def test_the_read_of_one_module_is_answered_and_another_ones_is_not(gradients):
         for casts in (True, False, True, True, False):
             torch.testing.assert_close(model(x, casts=casts).float(), expected[casts].float(), atol=0.1, rtol=0.1)
         assert torch.equal(part.knows(x), 2 * x)
+
+
+class FailsBehindTheCast(Directly):
+    def forward(self, x):
+        super().forward(x)
+        raise NotImplementedError("no such kernel")
+
+
+def test_an_error_behind_a_read_that_was_answered_comes_through_and_says_so():
+    model = models(FailsBehindTheCast, 4)[0]
+    for _ in range(2):
+        with pytest.raises(NotImplementedError, match="no such kernel") as raised:
+            model(torch.randn(2, 64))
+        assert "torch.uint8" in str(raised.value.__cause__)
+        if hasattr(raised.value, "__notes__"):  # Python 3.11
+            assert "in part.layer, `return self.layer(x.to(self.layer.weight.dtype))`" in raised.value.__notes__[0]

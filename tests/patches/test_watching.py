@@ -433,6 +433,35 @@ def test_what_a_first_call_wrote_to_the_tensors_that_it_was_given_is_written_onc
         assert torch.equal(x, torch.ones_like(x))
 
 
+class State:
+    """A linear attention's state, in a cache."""
+
+    def __init__(self):
+        self.layers = [{"state": torch.zeros(64)}]
+
+
+class Decodes(nn.Module):
+    """What only decoding reads comes behind a write to the cache (Glm5Next's indexer, transformers 5.23.0)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = linear4bit(bias=False)
+
+    def forward(self, x, cache):
+        cache.layers[0]["state"] += 1
+        return self.layer(x.to(self.layer.weight.dtype) if x.shape[1] == 1 else x)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_what_a_first_decoding_call_wrote_to_a_cache_in_place_is_written_once(context):
+    model = lora_model(toy=Alone(Decodes())).eval()
+    with context():
+        cache = State()
+        for tokens in (4, 1, 1):
+            assert model(torch.randn(1, tokens, 64), cache=cache).is_floating_point()
+        assert cache.layers[0]["state"].eq(3).all()
+
+
 def test_a_later_call_that_wrote_to_its_input_is_not_run_again_and_the_next_one_is_mended():
     model = lora_model(toy=Alone(WritesToItsInput())).eval()
     gate = model.base_model.model.part.gate
