@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from types import MappingProxyType, SimpleNamespace
 
+import diffusers
 import pytest
 import torch
+import transformers
+from bitsandbytes.nn import Linear4bit
 
 from .sweep import __main__ as command
-from .sweep import outputs, results, runs
+from .sweep import diffusion, diffusion_arguments, diffusion_given, given, outputs, probing, results, runs
 from .sweep.architectures import Architecture, Language
 from .sweep.families import FAMILIES, classes
 from .sweep.hub_streams import Output
@@ -165,3 +169,61 @@ def test_an_output_of_bytes_is_no_output():
     with pytest.raises(ValueError, match="uint8") as raised:
         outputs.logits(torch.zeros(2, 3, dtype=torch.uint8))
     assert runs.MISMATCH.search(str(raised.value))
+
+
+def parameters(function):
+    return inspect.signature(function).parameters
+
+
+@pytest.mark.parametrize("name", [name for name in given.GIVEN if hasattr(transformers, name)])
+def test_what_a_class_of_transformers_is_given_are_parameters_of_its_forward(name):
+    assert given.GIVEN[name].keys() <= parameters(getattr(transformers, name).forward).keys()
+
+
+@pytest.mark.parametrize("name", sorted({*diffusion_arguments.ARGUMENTS, *diffusion_given.GIVEN} & {*dir(diffusers)}))
+def test_what_a_class_of_diffusers_is_given_are_parameters_of_its_init_and_its_forward(name):
+    model_class = getattr(diffusers, name)
+    assert diffusion_arguments.ARGUMENTS.get(name, {}).keys() <= parameters(model_class.__init__).keys()
+    assert diffusion_given.GIVEN.get(name, {}).keys() <= parameters(model_class.forward).keys()
+
+
+def test_a_guess_has_what_is_given_and_none_has_what_is_given_as_none():
+    config = SimpleNamespace(image_size=32, sub_configs={})
+    known = {"input_ids": True, "pixel_values": True, "attention_mask": False}
+    fixed = {"input_ids": torch.ones(2, 4).long(), "pixel_values": None}
+    for guess in guesses(config, "input_ids", known, fixed):
+        assert guess.keys() == {"input_ids", "attention_mask"}
+        assert guess["input_ids"] is fixed["input_ids"] and guess["attention_mask"].shape == (2, 4)
+
+
+def test_a_class_with_no_forward_is_out_of_reach():
+    class Parts(torch.nn.Module):
+        config_class = None
+
+    with pytest.raises(probing.OutOfReach, match="no forward"):
+        probing.probed(Parts, {})
+
+
+class Borrowing(torch.nn.Module):
+    """Multiplies with the weight of a layer that it does not call, as torch's multi-head attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.borrowed, self.named = (torch.nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, hidden_states):
+        return self.called(hidden_states) @ self.borrowed.weight + self.named(hidden_states)
+
+
+def test_layers_that_are_not_called_or_that_the_table_names_are_not_in_4_bits(monkeypatch):
+    monkeypatch.setitem(diffusion.KEPT, "Borrowing", "named")
+    toy = diffusion.Diffuser("Borrowing", "diffusers", lambda: (Borrowing, {"hidden_states": torch.randn(2, 8)}))
+    model = toy.quantized(torch.bfloat16)
+    assert {name for name, module in model.named_modules() if isinstance(module, Linear4bit)} == {"called"}
+
+
+def test_a_class_of_diffusers_that_is_left_out_says_why(monkeypatch):
+    monkeypatch.setitem(diffusion.LEFT_OUT, "UNet2DModel", "it is left out here")
+    (toy,) = (toy for toy in diffusion.toys() if toy.name == "UNet2DModel")
+    with pytest.raises(probing.OutOfReach, match="it is left out here"):
+        _ = toy.probe

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from . import outputs
-from .diffusion_given import ARGUMENTS, GIVEN
+from .diffusion_arguments import ARGUMENTS, KEPT, LEFT_OUT
+from .diffusion_given import GIVEN
 from .extras import Extra
 from .inputs import BATCH, Guess, Sizes, random
-from .probing import OutOfReach
+from .probing import OutOfReach, watch
 
 _LARGEST = 60_000_000
 _TEXT = 7  # tokens of a prompt
@@ -35,6 +36,7 @@ SIZES: list[tuple[str, int]] = [
 ]
 # Sizes that a class leaves out by default, but needs.
 NEEDED = {"sample_size": 8, "in_channels": 4, "patch_size": 2, "num_layers": 2, "caption_channels": 64}
+
 
 def small(model_class: Any) -> dict[str, Any]:
     """Arguments of a small model, by the rules."""
@@ -147,7 +149,7 @@ def _guesses(model: Any) -> Iterator[Guess]:
     more = [name for name in wanted if name in parameters and name not in required]
     more += ["guidance"] if "guidance" in parameters and getattr(model.config, "guidance_embeds", False) else []
     sizes = Sizes(SimpleNamespace(**dict(model.config)))
-    given = GIVEN.get(type(model).__name__, {})
+    given = {name: value() if callable(value) else value for name, value in GIVEN.get(type(model).__name__, {}).items()}
     for names in ([*required, *more], required):
         names = [name for name in names if name not in given]
         if missing := [name for name in names if name not in VALUES]:
@@ -156,7 +158,24 @@ def _guesses(model: Any) -> Iterator[Guess]:
             yield dict(zip(names, values, strict=True)) | given
 
 
+class Diffuser(Extra):
+    """A model class of diffusers."""
+
+    def unquantized(self) -> set[str]:
+        """Those that are not called, as another module multiplies with their weight, and those that `KEPT` names."""
+        assert not isinstance(self._found, OutOfReach)
+        model = self._found[0]().eval()
+        called = watch(model)
+        with torch.no_grad():
+            model(**self.inputs())
+        layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        pattern = KEPT.get(self.name, "")
+        return {name for name in layers if name not in called or re.fullmatch(pattern, name)}
+
+
 def _found(model_class: Any) -> tuple[Callable[[], nn.Module], Guess]:
+    if (reason := LEFT_OUT.get(model_class.__name__)) is not None:
+        raise OutOfReach(reason)
     build = functools.partial(model_class, **small(model_class))
     with torch.device("meta"):
         if sum(parameter.numel() for parameter in build().parameters()) > _LARGEST:
@@ -188,5 +207,5 @@ def toys() -> list[Extra]:
     for name in sorted(name for name in dir(diffusers) if re.search("Transformer|UNet|DiT", name)):
         model_class = getattr(diffusers, name)
         if inspect.isclass(model_class) and issubclass(model_class, diffusers.ModelMixin):
-            found.append(Extra(name, "diffusers", functools.partial(_found, model_class)))
+            found.append(Diffuser(name, "diffusers", functools.partial(_found, model_class)))
     return found

@@ -50,11 +50,16 @@ class Extra(Architecture):
         assert not isinstance(self._found, OutOfReach)
         torch.manual_seed(0)
         model = self._found[0]().to(torch.bfloat16)
+        kept = self.unquantized()
         for name, layer in list(model.named_modules()):
-            if type(layer) is nn.Linear:
+            if type(layer) is nn.Linear and name not in kept:
                 model.set_submodule(name, linear4bit(layer, compute_dtype))
         model.is_loaded_in_4bit = True  # type: ignore[assignment]
         return model
+
+    def unquantized(self) -> set[str]:
+        """Names of linear layers that can't be in 4 bits."""
+        return set()
 
 
 def linear4bit(layer: nn.Linear, compute_dtype: torch.dtype) -> Linear4bit:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .toys import NEEDED_INPUTS
+from .options import NEEDED_INPUTS
 
 BATCH, TOKENS = 2, 12
 Guess = dict[str, Any]
@@ -50,8 +50,13 @@ class Sizes:
     @property
     def patch(self) -> int:
         """Numbers in a patch of a model that is given patches."""
-        side, frames = self.number("patch_size", default=14), self.number("temporal_patch_size", default=1)
-        return self.image[0] * frames * side * side
+        frames = self.number("temporal_patch_size", "patch_temporal", default=1)
+        return self.image[0] * frames * self.side * self.side
+
+    @property
+    def side(self) -> int:
+        """Pixels along a side of a patch."""
+        return self.number("patch_size", default=14)
 
     @property
     def mel(self) -> int:
@@ -69,12 +74,17 @@ class Sizes:
         return self.number("context_length", default=32) + (max(lags) if isinstance(lags, (list, tuple)) else 0)
 
 
-def tokens(length: int = TOKENS) -> torch.Tensor:
-    return torch.randint(5, 100, (BATCH, length), generator=torch.Generator().manual_seed(0))
+def tokens(length: int = TOKENS, *, below: int = 100) -> torch.Tensor:
+    return torch.randint(5, 100, (BATCH, length), generator=torch.Generator().manual_seed(0)) % below
 
 
 def random(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def _ids(sizes: Sizes) -> list[torch.Tensor]:
+    ids = tokens(below=sizes.number("vocab_size", default=100))
+    return [ids, ids[:, None].repeat(1, 3, 1)]  # or three choices
 
 
 def _images(sizes: Sizes) -> list[torch.Tensor]:
@@ -133,7 +143,7 @@ def _hidden(sizes: Sizes) -> list[torch.Tensor]:
 
 # By a parameter's name, tensors that it may be given.
 VALUES: dict[str, Callable[[Sizes], list[torch.Tensor]]] = {
-    "input_ids": lambda _: [tokens(), tokens()[:, None].repeat(1, 3, 1)],  # or three choices
+    "input_ids": _ids,
     "decoder_input_ids": lambda _: [tokens()],
     "qformer_input_ids": lambda _: [tokens()],
     "pixel_values": _images,
@@ -169,26 +179,34 @@ VALUES: dict[str, Callable[[Sizes], list[torch.Tensor]]] = {
 PERCEIVED = ("pixel_values", "pixel_values_videos", "input_features", "input_values")
 
 
-def guesses(config: Any, main: str | list[str], parameters: dict[str, bool]) -> Iterator[Guess]:
+def guesses(
+    config: Any, main: str | list[str], parameters: dict[str, bool], given: Guess | None = None
+) -> Iterator[Guess]:
     """What the model may be given in evaluation.
 
     Args:
         config: the model's.
         main: its ``main_input_name``.
         parameters: those of its forward, and whether they are required.
+        given: what each guess has; None stands for what none has.
     """
-    sizes = Sizes(config)
+    sizes, given = Sizes(config), given or {}
     mains = [main] if isinstance(main, str) else list(main)
     wanted = [*mains, *NEEDED_INPUTS.get(type(config).__name__, ())]
     needed = [name for name, required in parameters.items() if required or name in wanted]
     perceived = [name for name in PERCEIVED if name in parameters and name not in needed]
     if "image_grid_thw" in parameters and "pixel_values" in parameters:  # before images of another form
-        yield from _products([*needed, "image_grid_thw"], sizes, parameters, {"pixel_values": _patches(sizes)[0]})
+        yield from _products(
+            [*needed, "image_grid_thw"], sizes, parameters, {"pixel_values": _patches(sizes)[0]} | given
+        )
+    if "grid_thw" in parameters and "pixel_values" in parameters:
+        for patches in (_patches(sizes)[0], _patches(sizes)[0].view(BATCH * 16, sizes.image[0], sizes.side, -1)):
+            yield from _products([*needed, "grid_thw"], sizes, parameters, {"pixel_values": patches} | given)
     if "image_sizes" in parameters:
-        yield from _products([*needed, *perceived[:1], "image_sizes"], sizes, parameters, {})
+        yield from _products([*needed, *perceived[:1], "image_sizes"], sizes, parameters, given)
     for name in perceived:
-        yield from _products([*needed, name], sizes, parameters, {})
-    yield from _products(needed, sizes, parameters, {})
+        yield from _products([*needed, name], sizes, parameters, given)
+    yield from _products(needed, sizes, parameters, given)
 
 
 def _products(names: list[str], sizes: Sizes, parameters: dict[str, bool], fixed: Guess) -> Iterator[Guess]:
@@ -196,12 +214,13 @@ def _products(names: list[str], sizes: Sizes, parameters: dict[str, bool], fixed
     if missing := [name for name in names if name not in VALUES]:
         raise NotImplementedError(f"nothing known to give it as {', '.join(missing)}")
     for values in itertools.product(*(VALUES[name](sizes) for name in names)):
-        yield masked(dict(zip(names, values, strict=True)) | fixed, parameters)
+        guess = masked(dict(zip(names, values, strict=True)) | fixed, parameters) | fixed
+        yield {name: value for name, value in guess.items() if value is not None}
 
 
 def masked(guess: Guess, parameters: dict[str, bool]) -> Guess:
     """The guess with a mask that leaves out the second sequence's first two tokens."""
-    if "input_ids" not in guess or "attention_mask" not in parameters:
+    if guess.get("input_ids") is None or "attention_mask" not in parameters:
         return guess
     mask = torch.ones_like(guess["input_ids"])
     mask[1, ..., :2] = 0
@@ -227,6 +246,10 @@ def targets(config: Any, parameters: dict[str, bool], given: Guess) -> Iterator[
     ids = given.get("input_ids", tokens()) % 16
     if "start_positions" in parameters:
         yield {"start_positions": few + 2, "end_positions": few + 4}
+    if "duration_labels" in parameters:
+        ones, mels = torch.ones(BATCH, TOKENS, 1), random(BATCH, TOKENS, sizes.mel)
+        spoken = {"duration_labels": ones[..., 0].long(), "pitch_labels": ones, "energy_labels": ones}
+        yield spoken | {"spectrogram_labels": mels}
     if "future_values" in parameters:
         past = given["past_values"]
         yield {"future_values": random(*(BATCH, _ahead(sizes), *past.shape[2:]))}

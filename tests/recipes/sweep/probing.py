@@ -12,10 +12,13 @@ import torch
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from . import outputs
+from .given import fixed
 from .inputs import TOKENS, Guess, guesses, targets, tokens, with_placeholders
+from .options import LEFT_OUT, OF_MODEL
 from .shrinking import shrunk
 
 _LARGEST = 60_000_000
+_NO_EMBEDDING = torch.nn.Module()
 
 
 class OutOfReach(Exception):
@@ -45,21 +48,34 @@ def probed(model_class: Any, wanted: dict[str, Any]) -> Probe:
     Raises:
         OutOfReach: there is none; with the first reason.
     """
+    if getattr(model_class, "forward", None) is torch.nn.Module.forward:
+        raise OutOfReach("it has no forward of its own")
+    if (name := getattr(model_class, "__name__", "")) in LEFT_OUT:
+        raise OutOfReach(LEFT_OUT[name])
     reasons = []
     for mild in (False, True):
         try:
-            config = shrunk(model_class.config_class, {}, {}, mild=mild)
-            for name, value in wanted.items():
-                setattr(config, name, value)
+            config = shrunk(model_class.config_class, {}, OF_MODEL.get(name, {}), mild=mild)
+            for attribute, value in wanted.items():
+                setattr(config, attribute, value)
             if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", 0) is None:
                 config.decoder_start_token_id = 0
             if (size := _size(model_class, config)) > _LARGEST:
                 raise OutOfReach(f"{size:.0e} parameters when shrunk")
             torch.manual_seed(0)
-            return _with_inputs(model_class(config).eval())
+            return _with_inputs(_answering(model_class(config)).eval())
         except Exception as error:  # whatever a configuration or a model raises, the sweep goes on
             reasons.append(f"{type(error).__name__}: {error}" if not isinstance(error, OutOfReach) else str(error))
     raise OutOfReach(reasons[0])
+
+
+def _answering(model: Any) -> Any:
+    """The model; its class answers PEFT, which asks a detector for its embedding, too (0.21.2, tuners_utils.py)."""
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError:
+        type(model).get_input_embeddings = lambda _: _NO_EMBEDDING
+    return model
 
 
 def _size(model_class: Any, config: Any) -> int:
@@ -76,9 +92,10 @@ def _with_inputs(model: Any) -> Probe:
     parameters = {
         one.name: one.default is one.empty for one in described if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
     }
-    called, failures = _watch(model), []
-    for encoded in guesses(model.config, model.main_input_name, parameters):
-        for guess in (encoded, encoded | {"decoder_input_ids": tokens()})[: 1 + ("decoder_input_ids" in parameters)]:
+    called, failures = watch(model), []
+    for encoded in guesses(model.config, model.main_input_name, parameters, fixed(model)):
+        decoded = "decoder_input_ids" in parameters and "decoder_input_ids" not in encoded
+        for guess in (encoded, encoded | {"decoder_input_ids": tokens()})[: 1 + decoded]:
             try:
                 given = _evaluated(model, guess, parameters)
             except Exception as error:
@@ -146,7 +163,7 @@ def _kept(model: Any, called: set[str]) -> list[str]:
     return uncalled + get_keys_to_not_convert(model) if uncalled else []
 
 
-def _watch(model: Any) -> set[str]:
+def watch(model: Any) -> set[str]:
     """Names of the modules whose forward was called, from now on."""
     called: set[str] = set()
     for name, module in model.named_modules():

@@ -21,7 +21,15 @@ NEVER_THE_SAME = ("ReformerForSequenceClassification", "ReformerModelWithLMHead"
 DROPOUT = ("dropout", "float32")
 # Contract A over D: unpatched, bitsandbytes casts a float32 bias for good at the first step, and at the second a model
 # computes in that bias's dtype (diffusers 0.42.1, modeling_utils.py, get_parameter_dtype).
-READ_A_BIAS = ("MotifVideoTransformer3DModel", "SkyReelsV2Transformer3DModel")
+READ_A_BIAS = {
+    "Kandinsky6Transformer3DModel": ("kbit",),
+    "MiniMaxH3Transformer3DModel": ("kbit", "qlora"),
+    "MotifVideoTransformer3DModel": ("kbit",),
+    "SanaWMTransformer3DModel": ("kbit",),
+    "SkyReelsV2Transformer3DModel": ("kbit",),
+}
+# Mended, and then out of reach: FlexAttention has no backward on a CPU (torch 2.13.0).
+WITHOUT_BACKWARD = ("AnyFlowFARTransformer3DModel",)
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,15 @@ def regressions(runs: Iterable[Run]) -> Iterator[tuple[Run, str]]:
             continue
         if patched.outcome == "mismatch":
             yield patched, patched.message
+        elif patched.architecture in WITHOUT_BACKWARD and "FlexAttention does not support backward" in patched.message:
+            continue
         elif patched.outcome == "error" and unpatched is not None and unpatched.outcome != "error":
             yield patched, f"{'ran' if unpatched.outcome == 'ok' else 'mismatched'} unpatched: {patched.message}"
         elif (patched.apart or 0) > bound(unpatched, patched):
             yield patched, f"logits are {patched.apart} apart from the reference"
         elif patched.recipe in DROPOUT and patched.architecture in NEVER_THE_SAME:
             continue
-        elif patched.recipe == "kbit" and patched.mode == "train" and patched.architecture in READ_A_BIAS:
+        elif patched.mode == "train" and patched.recipe in READ_A_BIAS.get(patched.architecture, ()):
             continue
         elif patched.same is False and (patched.agreeing or patched.autocast or patched.mode == "train"):
             why = (

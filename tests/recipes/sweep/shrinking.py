@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .toys import LISTS, MILD, NEEDED, OPTIONS, SIZES, VOCABULARY
+from .options import OPTIONS
+from .toys import LISTS, MILD, NEEDED, SIZES, VOCABULARY
 
 _COUNTED = ("hidden_layers", "attention_heads")
 

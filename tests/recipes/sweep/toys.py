@@ -63,74 +63,6 @@ NEEDED = {
     "prediction_length": 8,
     "vocab_size": VOCABULARY,
 }
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32}
-ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
-# Those whose rotary embedding has three shares, in the configuration of their text.
-_SHARES = {"rope_parameters": {**ROPE, "mrope_section": [2, 2, 4]}}
-_HALF_OF_SHARES = {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}}
-_SHARED = (
-    *("CohereCompass", "Cosmos3Edge", "Glm4v", "PaddleOCR", "Qwen2_5Omni", "Qwen2VL"),
-    *("Qwen3OmniMoe", "Qwen3VL", "Qwen3VLMoe", "GlmImage", "Qwen2_5_VL"),
-)
-# By configuration class, what generic shrinking gets wrong.
-OPTIONS: dict[str, dict[str, Any]] = {
-    **{f"{name}TextConfig": _SHARES for name in _SHARED},
-    "Glm4vMoeTextConfig": _HALF_OF_SHARES,
-    "GlmOcrTextConfig": _HALF_OF_SHARES,
-    "BambaConfig": {**MAMBA, "attn_layer_indices": [1]},
-    "BltConfig": {"num_hidden_layers": 2},
-    "CLIPVisionConfig": {"image_size": 28, "patch_size": 14, "projection_dim": 64},
-    "CanineConfig": {"num_hash_buckets": 64},
-    "CohereCompassTextConfig": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
-    "DbrxAttentionConfig": {"rope_theta": 10000.0, "clip_qkv": 8.0},
-    "DistilBertConfig": {"dim": 64, "hidden_dim": 128},
-    "EsmConfig": {"vocab_size": VOCABULARY},
-    "EsmcConfig": {"vocab_size": VOCABULARY},
-    "FalconH1Config": {**MAMBA, "mamba_d_ssm": 128},
-    "Gemma3nTextConfig": {
-        "num_kv_shared_layers": 0,
-        "intermediate_size": 128,
-        "activation_sparsity_pattern": [0.95, 0.0],
-    },
-    "GraniteMoeHybridConfig": {**MAMBA, "layer_types": ["mamba", "attention"]},
-    "HrmTextConfig": {"num_hidden_layers": 2, "num_layers_per_stack": None},
-    "LayoutLMv3Config": {"coordinate_size": 12, "shape_size": 8, "has_relative_attention_bias": False},
-    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"]},
-    "LiltConfig": {"hidden_size": 96},
-    "Mamba2Config": {"num_heads": 4, "head_dim": 32},
-    "Mistral4Config": {"head_dim": 32},
-    "MobileBertConfig": {"intra_bottleneck_size": 64},
-    "NemotronHConfig": {"layers_block_type": ["linear_attention", "moe", "full_attention"]},
-    "PerceiverConfig": {"d_latents": 64, "num_latents": 8, "num_self_attends_per_block": 2},
-    "Qwen2_5_VLVisionConfig": {"window_size": 112, "fullatt_block_indexes": [1]},
-    "RecurrentGemmaConfig": {"block_types": ["recurrent", "attention"]},
-    "ReformerConfig": {
-        "axial_pos_embds": False,
-        "attn_layers": ["local", "lsh"],
-        "num_buckets": 4,
-        "hash_seed": 0,
-        "hidden_dropout_prob": 0.0,  # with any, it seeds itself anew at each call
-        "local_attention_probs_dropout_prob": 0.0,
-        "lsh_attention_probs_dropout_prob": 0.0,
-    },
-    "RwkvConfig": {"rescale_every": 0},
-    "VibeVoiceAcousticTokenizerEncoderConfig": {"num_filters": 2},
-    "VibeVoiceAsrConfig": {"acoustic_tokenizer_chunk_size": 3200},
-    "DonutSwinConfig": {"window_size": 2},  # as small as the last stage's images
-    "MaskFormerSwinConfig": {"window_size": 2},
-    "SwinConfig": {"window_size": 2},
-    "Swinv2Config": {"window_size": 2},
-    "XLNetConfig": {"d_head": 16},
-    "XmodConfig": {"default_language": "en_XX"},
-    "Zamba2Config": {"mamba_headdim": 32, "n_mamba_heads": 4, "attention_head_dim": 32, "attention_hidden_size": 128},
-    "ZambaConfig": {
-        "attention_head_dim": 32,
-        "attention_hidden_size": 128,
-        "num_hidden_layers": 4,
-        "layers_block_type": ["linear_attention", "hybrid"] * 2,
-    },
-    "xLSTMConfig": {"chunk_size": 16, "qk_dim_factor": 1.0},
-}
 
 
 def _llava(config: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -155,13 +87,6 @@ PERCEIVING: dict[str, Callable[[Any, dict[str, torch.Tensor]], dict[str, torch.T
     "Qwen2_5_VLForConditionalGeneration": _qwen_vl,
     "WhisperForConditionalGeneration": _whisper,
 }
-# By configuration class, parameters that the forward calls optional and does not run without.
-NEEDED_INPUTS = {
-    "BrosConfig": ["bbox"],
-    "LxmertConfig": ["visual_feats", "visual_pos"],
-    "Siglip2Config": ["pixel_attention_mask", "spatial_shapes"],
-    "Siglip2VisionConfig": ["pixel_attention_mask", "spatial_shapes"],
-}
 # By model type, what PEFT's "all-linear" finds and can't wrap: an output projection that a Mamba kernel reads, a linear
 # layer that returns a tuple or works in groups, a module whose name ends in a trained head's name.
 EXCLUDED = {
@@ -175,8 +100,10 @@ EXCLUDED = {
     "nemotron_h": r".*\.out_proj",
     "phimoe": r".*\.router",
 }
-# Model types whose backward never ends with reentrant checkpointing: each layer hands its position bias to the next
-# (modeling_wavlm.py), and each bias is computed anew with all that came before it.
-UNCHECKPOINTED = ("wavlm",)
-# By model type, a layer whose weight the model itself multiplies with, so it can't be in 4 bits.
-UNQUANTIZED = {"longcat_flash": "classifier", "mamba": "dt_proj"}
+# Model types that can't train with reentrant checkpointing, whose blocks read what is no argument of theirs or has a
+# graph of its own: WavLM's layers hand their position bias on, and each is computed anew with all that came before it
+# (modeling_wavlm.py); DiffusionGemma's decoder reads the encoder's keys in a cache (modeling_diffusion_gemma.py).
+UNCHECKPOINTED = ("diffusion_gemma", "wavlm")
+# By model type, a layer whose weight the model itself multiplies with, so it can't be in 4 bits; or whose name is a
+# number, which PEFT takes for other modules' (0.21.2, transformers_weight_conversion.py, of fused experts).
+UNQUANTIZED = {"longcat_flash": "classifier", "mamba": "dt_proj", "qwen3_omni_moe_thinker": r".*merger"}
