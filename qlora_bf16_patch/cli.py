@@ -54,7 +54,8 @@ def _table(rows: list[dict[str, Any]]) -> None:
             print("  ".join(str(row[column]) for column in columns))
         print(*notes, sep="\n", end="\n" * bool(notes))
         return
-    table = Table(*(Column(column, no_wrap=column == "name") for column in columns))  # names are what a user types
+    # Names are what a user types; a long word of a reason is not cut off.
+    table = Table(*(Column(column, no_wrap=column == "name", overflow="fold") for column in columns))
     for row in rows:
         table.add_row(*(str(row[column] or "") for column in columns))
     console = Console()

@@ -1,5 +1,4 @@
-"""Which modules of a model need a cast, found by looking: a call of a new kind runs under the function mode.
+"""Which modules need a cast, found by looking: a call in which torch refuses dtypes is run again under the mode.
 
-Where torch would have refused an operation, the module around it keeps the mode for that kind of call. The others keep
-nothing.
+The module around such an operation keeps the mode for that kind of call. The others keep nothing.
 """

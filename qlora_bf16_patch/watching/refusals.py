@@ -49,12 +49,18 @@ def modules_on(error: Exception) -> list[torch.nn.Module]:
 
 
 def operation_of(error: Exception) -> str:
-    """The operation and its operands' dtypes, where a function mode saw it; else torch's message has them."""
+    """The operation and its operands' dtypes, where a function mode saw it; else what torch says of it."""
     seen = refused(error)
     if seen is None:
-        return "an operation"
+        return f"an operation ({str(error).partition(chr(10))[0]})"
     function, dtypes = seen
     return f"{name_of(function)} of {' and '.join(map(str, dtypes))}"
+
+
+def is_mixture(error: Exception) -> bool:
+    """Whether the operation that was refused has operands of several floating dtypes, or none has seen it."""
+    seen = refused(error)
+    return seen is None or len(seen[1]) > 1
 
 
 def add_note(error: Exception, text: str) -> None:

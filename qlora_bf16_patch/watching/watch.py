@@ -16,7 +16,7 @@ from ..numerics.mode import ERRORS, Asked, CastOnMismatch, is_on
 from ..numerics.places import modules_around, path_of
 from .events import READ, CastRefused, Record
 from .kinds import Kind, kind_of
-from .refusals import add_note, is_of_dtypes, modules_on, operation_of, place_of
+from .refusals import add_note, is_mixture, is_of_dtypes, modules_on, operation_of, place_of
 from .rewind import Snapshot
 from .running import has_compiled_parts, here
 from .tracing import tell_while_tracing
@@ -170,6 +170,8 @@ class Watch:
                 f"{where}, which no call of this kind had shown before. It was not run again under the patch, since it "
                 "has written to its arguments; the next call of this kind is watched, and mended."
             )
+        if not is_mixture(error):
+            return f"{where}: not for a mixture of floating dtypes, so there is nothing that the patch could cast."
         return (
             f"{where}, under the patch as well, which knows no cast that torch would take. Cast one operand to the "
             "dtype of the other where it is made, and please report it."
