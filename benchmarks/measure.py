@@ -36,9 +36,17 @@ def autocast() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def watching() -> Iterator[None]:
+    """``peft.boundary`` alone: the layers compute as upstream's do, which may be faster or slower than with theirs."""
+    with qlora_bf16_patch.disabled(), qlora_bf16_patch.enabled("peft.boundary"):
+        yield
+
+
 CONDITIONS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "unpatched": unpatched,
     "off": qlora_bf16_patch.disabled,
+    "watching": watching,
     "shim": contextlib.nullcontext,
     "shim + generate": lambda: qlora_bf16_patch.enabled("transformers.generate"),
     "autocast": autocast,

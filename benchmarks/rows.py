@@ -99,7 +99,7 @@ def generated(row: str) -> int:
 def tokens(shapes: list[Shape]) -> Iterator[Row]:
     """One token after 16, by recipe: what a decoding loop calls. The floor is the model with everything in bf16."""
     for shape, recipe in itertools.product(shapes, ("agreeing", "plain", "kbit", "qlora")):
-        runs = same(one_token(llama(shape, recipe).eval()), ("unpatched", "off", "shim", "autocast"))
+        runs = same(one_token(llama(shape, recipe).eval()), ("unpatched", "off", "watching", "shim", "autocast"))
         runs["floor"] = one_token(llama(shape, "agreeing").eval())
         yield f"one token, {recipe}, {shape.layers} layers of width {shape.width}", runs
 
