@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
-from .mode import is_on
+from .mode import CastOnMismatch, is_on
 
 
 def trace_attributes_without_modes() -> None:
@@ -33,10 +34,27 @@ def _without_modes(context: Any) -> None:
         return
     original = getattr(state, _ASKED)
     setattr(state, _ASKED, lambda: not _reads_an_attribute() and original())
+    leave_the_mode_uncompiled()
     handler: Any = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
     if handler is not None and _starts not in handler.start_callbacks:  # torch._dynamo.reset() takes them out
         handler.register_start_callback(_starts)
         handler.register_end_callback(_ends)
+
+
+@functools.cache
+def leave_the_mode_uncompiled() -> None:
+    """Where code runs uncompiled under a mode, as behind a graph break, the mode and what it calls do so, too.
+
+    Dynamo would compile its ``__torch_function__`` as a function of its own, once for each operation, and mixes up the
+    arguments of frames beneath it (torch 2.13.0, an LSTM). Where it traces the mode inside of a model it inlines it.
+    """
+    from torch._dynamo import eval_frame, types
+
+    theirs: Any = types
+    if hasattr(eval_frame, "set_code_exec_strategy"):  # torch 2.7
+        skip = theirs.FrameAction.SKIP
+        strategy = theirs.FrameExecStrategy(skip, skip)
+        eval_frame.set_code_exec_strategy(CastOnMismatch.__torch_function__.__code__, strategy)
 
 
 _ASKED = "in_torch_function_mode"

@@ -55,7 +55,8 @@ class CastOnMismatch(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():  # Dynamo finds out while it traces, and cannot be asked
+        # Dynamo finds out while it traces, and cannot be asked; torch.jit's tracer crashes after a refused operation.
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
             return self._unasked(func, args, kwargs)
         if func in self.special:
             return self.special[func](self, func, args, kwargs)

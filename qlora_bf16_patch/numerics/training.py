@@ -101,5 +101,6 @@ def seen() -> list[str]:
         autocast = model.__dict__[_RECORD]["autocast"]
         if autocast is not None:
             where = "under autocast" if autocast else "outside of autocast"
-            told.append(f"{type(model).__name__} was seen to train {where}: it evaluates and generates as it trained")
+            name = type(model).__name__
+            told.append(f"{name} was seen to train {where}: its adapted layers evaluate and generate as they trained")
     return told

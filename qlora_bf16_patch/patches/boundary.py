@@ -129,7 +129,7 @@ def _seen(watch: Watch) -> list[str]:
     casts = list(watch.record.casts)
     if not casts:
         return []
-    shown = "; ".join(f"{cast} ({cast.kind})" if cast.kind else str(cast) for cast in casts[:8])
+    shown = "; ".join(f"{cast} (first in {cast.kind})" if cast.kind else str(cast) for cast in casts[:8])
     shown += f"; and {len(casts) - 8} more" if len(casts) > 8 else ""
     return [f"casts at {len(casts)} place{'s' * (len(casts) > 1)}: {shown}"]
 

@@ -35,7 +35,7 @@ def kind_of(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
             told.append((name, value if value is True or value is False else _told(value)))
     device = "cpu" if first is None else first.device.type
     autocast = torch.get_autocast_dtype(device) if autocast_is_on(device) else None
-    one_token = first is not None and first.dim() > 1 and first.shape[1] == 1
+    one_token = first is not None and first.dim() > 1 and not first.is_nested and first.shape[1] == 1
     return module.training, torch.is_grad_enabled(), device, autocast, one_token, *told
 
 

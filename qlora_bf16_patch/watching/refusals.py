@@ -57,10 +57,37 @@ def operation_of(error: Exception) -> str:
     return f"{name_of(function)} of {' and '.join(map(str, dtypes))}"
 
 
-def is_mixture(error: Exception) -> bool:
-    """Whether the operation that was refused has operands of several floating dtypes, or none has seen it."""
+def refusal(error: Exception, root: torch.nn.Module) -> str:
+    """What torch has refused, and where."""
+    return f"torch refused {operation_of(error)} in {place_of(error, root)}"
+
+
+def why_not_mended(error: Exception, ran_again: bool, got_past: bool) -> str:
+    """The rest of that sentence, and what to do.
+
+    Args:
+        error: torch's refusal.
+        ran_again: whether the call was run again under the patch.
+        got_past: whether another error came instead then.
+    """
+    if got_past:
+        return (
+            ". This error came when the call was run again, with packed weights' dtypes told as those that they were "
+            "quantized from. Where the model asks for them to see whether its weights are packed, that may be why; "
+            "please report it then."
+        )
+    if not ran_again:
+        return (
+            ", which no call of this kind had shown before. It was not run again under the patch, since it may have "
+            "written to its arguments; the next call of this kind is watched, and mended."
+        )
     seen = refused(error)
-    return seen is None or len(seen[1]) > 1
+    if seen is not None and len(seen[1]) < 2:
+        return ": not for a mixture of floating dtypes, so there is nothing that the patch could cast."
+    return (
+        ", under the patch as well, which knows no cast that torch would take. Cast one operand to the dtype of the "
+        "other where it is made, and please report it."
+    )
 
 
 def add_note(error: Exception, text: str) -> None:

@@ -8,6 +8,7 @@ call of a kind they are copied.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import types
 from collections.abc import Iterable
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 
-_PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
+_PLAIN = (str, bytes, int, float, complex, slice, type(None), torch.dtype, torch.device, torch.Size)
 _OPAQUE = (type, types.FunctionType, types.MethodType, types.ModuleType)
-_LARGEST = 2**28  # bytes of all copies: what is larger, a static cache, might not fit twice
-_MOST = 4096  # holders: what is larger is no cache, and is not worth the look
+# Bytes that are kept alive, or copied, for a call: a cache that is larger might not fit twice.
+_LARGEST = 2**27
+_MOST = 4096  # holders, and items of one: what is larger is no cache, and is not worth the look
 
 
 @functools.cache
@@ -32,27 +34,29 @@ class Snapshot:
 
     Args:
         values: the arguments.
-        copies: whether tensors are copied, as long as they are small, so that what is written to them in place can be
-            taken back (transformers 5.23.0: FSMT fills its labels, ``shift_tokens_right``; a linear attention's state).
+        copies: whether tensors are copied, so that what is written to them in place can be taken back (transformers
+            5.23.0: FSMT fills its labels, ``shift_tokens_right``; a linear attention's state).
     """
 
     def __init__(self, values: Iterable[Any], copies: bool = False) -> None:
         self._tensors: list[tuple[torch.Tensor, int]] = []
-        self._copies: list[tuple[torch.Tensor, int, torch.Tensor]] = []
-        self._holders: list[tuple[Any, Any]] = []  # a dict or list, and a copy of it
-        self._left = _LARGEST if copies else 0
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._buffers: list[tuple[memoryview, bytes]] = []
+        self._holders: list[tuple[Any, Any]] = []  # a dict, list or set, and a copy of it
+        self._left = _LARGEST
+        self._closed = False  # whether there is something that cannot be looked into
         todo = []
         for value in values:
             if not isinstance(value, torch.Tensor):
                 todo.append(value)
-            elif not (self._left and self._copied(value)) and not value.is_inference():
+            elif not (copies and self._copied(value)) and not value.is_inference():
                 self._tensors.append((value, value._version))  # without a version: ids, which are not written to
-        self._closed = False  # whether there is something that cannot be looked into
         seen = set()
-        while todo and len(self._holders) < _MOST:  # one frame, since this is done at each call with a cache
+        while todo:  # one frame, since this is done at each call with a cache
             value = todo.pop()
             if isinstance(value, torch.Tensor):
-                if not (self._left and self._copied(value)):
+                self._left -= value.nbytes if value.layout is torch.strided else 0
+                if not (copies and self._copied(value)):
                     self._tensors.append((value, 0 if value.is_inference() else value._version))
             elif isinstance(value, _PLAIN) or isinstance(value, _OPAQUE) or id(value) in seen:
                 continue
@@ -61,49 +65,83 @@ class Snapshot:
             else:
                 seen.add(id(value))
                 attributes = getattr(value, "__dict__", None)
-                if isinstance(value, list):
-                    self._holders.append((value, list(value)))
-                    todo.extend(value)
-                elif isinstance(value, dict):
-                    self._holders.append((value, dict(value)))
-                    todo.extend(value.values())
+                if isinstance(value, (list, dict, set)):
+                    if len(value) > _MOST or len(seen) > _MOST:
+                        self._left = -1
+                        break
+                    copied: Any = next(cls for cls in (list, dict, set) if isinstance(value, cls))
+                    held = copied(value)
+                    self._holders.append((value, held))
+                    todo.extend(held.values() if copied is dict else held)
                 elif attributes is None:
-                    self._closed = True
+                    self._without_dict(value)
                 if attributes is not None:
                     self._holders.append((attributes, dict(attributes)))
                     if not isinstance(value, torch.nn.Module):
                         todo.extend(attributes.values())
                 cls: Any = type(value)
                 self._closed = self._closed or _has_slots(cls)
+            if self._left < 0:
+                break
+        if self._left < 0:
+            self._closed = True
+            self._tensors, self._copies, self._holders = [], [], []
         self.holds_something = self._closed or bool(self._holders)
-
-    def _copied(self, tensor: torch.Tensor) -> bool:
-        # What autograd knows of a tensor could not be taken back.
-        if tensor.requires_grad or tensor.layout is not torch.strided or tensor.nbytes > self._left:
-            return False
-        self._left -= tensor.nbytes
-        self._copies.append((tensor, -1 if tensor.is_inference() else tensor._version, tensor.clone()))
-        return True
 
     def restore(self) -> bool:
         """Put everything back.
 
         Returns:
-            False where a tensor that was not copied was written to in place, or may have been: one that was made in
-        inference mode has no version. Nothing is changed then.
+            False where that cannot be done: a tensor that was not copied was written to in place, or may have been (one
+            that was made in inference mode has no version); there is more than was kept. The call must not be run
+            again then.
         """
         if self._closed or any(
             tensor.is_inference() or tensor._version != version for tensor, version in self._tensors
         ):
             return False
+        with torch.no_grad():
+            if not all(_written_back(tensor, copy) for tensor, copy in self._copies):
+                return False
+        for buffer, content in self._buffers:
+            buffer[:] = content
         for holder, before in self._holders:
             _put_back(holder, before)
-        with torch.no_grad():
-            for tensor, version, copy in self._copies:
-                written = torch.is_inference_mode_enabled() if version < 0 else tensor._version != version
-                if written:
-                    tensor.copy_(copy)
         return True
+
+    def _copied(self, tensor: torch.Tensor) -> bool:
+        if tensor.requires_grad or tensor.is_meta or tensor.layout is not torch.strided or tensor.nbytes > self._left:
+            return False
+        with contextlib.suppress(Exception):  # a subclass may refuse
+            self._copies.append((tensor, tensor.clone()))
+            self._left -= tensor.nbytes
+            return True
+        return False
+
+    def _without_dict(self, value: Any) -> None:
+        """An object of a class that is written in C: a hashable one is a number or the like, an array has its bytes."""
+        if type(value).__hash__ is not None:
+            return
+        try:
+            buffer = memoryview(value).cast("B")
+        except TypeError:
+            self._closed = True
+            return
+        self._left -= buffer.nbytes
+        if not buffer.readonly and self._left >= 0:
+            self._buffers.append((buffer, bytes(buffer)))
+
+
+def _written_back(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Whether a tensor has the values of its copy again, and no history; one whose elements overlap takes none."""
+    try:
+        if tensor.requires_grad:  # what was added to it in place does; a view of something stays in its graph
+            tensor.detach_()
+        if not torch.equal(tensor, copy):  # and not by its version, which writes through `.data` do not change
+            tensor.copy_(copy)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _put_back(holder: Any, before: Any) -> None:
@@ -111,6 +149,10 @@ def _put_back(holder: Any, before: Any) -> None:
     if isinstance(holder, list):
         if len(holder) != len(before) or any(a is not b for a, b in zip(holder, before, strict=True)):
             list.__setitem__(holder, slice(None), before)
+        return
+    if isinstance(holder, set):
+        set.intersection_update(holder, before)
+        set.update(holder, before)
         return
     if list(holder) == list(before) and all(holder[key] is before[key] for key in before):
         return

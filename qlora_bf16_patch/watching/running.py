@@ -19,7 +19,7 @@ class _Here(threading.local):
     refused_in: tuple[Any, ...] = ()  # the modules around the operation that failed last
     answering: frozenset[Any] = frozenset()  # modules in which a read was answered
     found: frozenset[Any] = frozenset()  # modules that were marked by the call itself, so that their mode is not on yet
-    read = False  # whether a dtype was read that is not what it seems
+    readers: frozenset[type] = frozenset()  # classes of modules that have read a dtype which is not what it seems
     answers: frozenset[type] = frozenset()  # classes of modules in which such a read is answered
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import torch
 
 from ..numerics.checkpoints import rerun_within
-from ..numerics.compiling import trace_attributes_without_modes
+from ..numerics.compiling import leave_the_mode_uncompiled, trace_attributes_without_modes
 from ..numerics.mode import ERRORS, Asked, CastOnMismatch, is_on
 from ..numerics.places import modules_around, path_of
-from .events import READ, CastRefused, Record
+from .events import CastRefused, Record
 from .kinds import Kind, kind_of
-from .refusals import add_note, is_mixture, is_of_dtypes, modules_on, operation_of, place_of
+from .refusals import add_note, is_of_dtypes, modules_on, refusal, why_not_mended
 from .rewind import Snapshot
 from .running import has_compiled_parts, here
 from .tracing import tell_while_tracing
@@ -65,6 +66,8 @@ class Watch:
             marks: whether the modules in which it casts are marked.
             kind: the kind of call that it is a part of, where that is over: a checkpoint's in the backward.
         """
+        if "torch._dynamo" in sys.modules:
+            leave_the_mode_uncompiled()
         asked = functools.partial(self._asked, module, marks, kind)
         return CastOnMismatch(asked, self._handlers(asked, self._answers))
 
@@ -125,7 +128,8 @@ class Watch:
             assert failed is not None
             self._known.get(root, set()).discard(kind)
             self._looked_for.setdefault(root, set()).add(kind)
-            add_note(later or failed, self._note(failed, root, can_run_again, got_past=later is not None))
+            reason = why_not_mended(failed, can_run_again, got_past=later is not None)
+            add_note(later or failed, f"{self.record.patch}: {refusal(failed, root)}{reason}")
             if later is not None:
                 raise later from failed
             raise failed
@@ -140,16 +144,23 @@ class Watch:
         What works runs as it is, in the first call, too; one in which torch refuses an operation is run again under the
         mode. Not so a first call that is given a cache, which it may write to in place: it runs under the mode at once.
         """
-        if kind in self._marked.get(root, ()):  # operations of its own forward
+        if kind in self._marked.get(root, ()) or torch._C._is_tracing():  # operations of its own forward
             yield self.mode(root)
         elif kind in self._known.get(root, ()) or not self._looks_first(root, kind, snapshot):
             yield contextlib.nullcontext()
         yield self.mode(root, marks=True)
-        while here.read and not here.answers.issuperset(map(type, here.refused_in)):
-            # Read by one of the modules around the operation, and by others of their classes.
-            here.answers = here.answers.union(map(type, here.refused_in))
-            here.answering = frozenset()
+        while reader := self._next_reader():
+            here.answers |= {reader}
+            here.answering = here.readers = frozenset()
             yield self.mode(root, marks=True)
+
+    def _next_reader(self) -> type | None:
+        """The class of the innermost module around the refused operation that has read a packed weight's dtype.
+
+        Others of its class are answered as well, and what is around it only where that does not do.
+        """
+        classes = map(type, reversed(here.refused_in))
+        return next((cls for cls in classes if cls in here.readers and cls not in here.answers), None)
 
     def _looks_first(self, root: torch.nn.Module, kind: Kind, snapshot: Snapshot) -> bool:
         if kind in self._looked_for.get(root, ()):  # the last one failed, and could not be run again
@@ -157,40 +168,34 @@ class Watch:
         cached = snapshot.holds_something and not torch.is_grad_enabled() and not has_compiled_parts(root)
         return cached or self._is_silent(root)
 
-    def _note(self, error: Exception, root: torch.nn.Module, ran_again: bool, got_past: bool) -> str:
-        where = f"{self.record.patch}: torch refused {operation_of(error)} in {place_of(error, root)}"
-        if got_past:
-            return (
-                f"{where}. This error came when the call was run again, with packed weights' dtypes told as those that "
-                "they were quantized from. Where the model asks for them to see whether its weights are packed, that "
-                "may be why; please report it then."
-            )
-        if not ran_again:
-            return (
-                f"{where}, which no call of this kind had shown before. It was not run again under the patch, since it "
-                "has written to its arguments; the next call of this kind is watched, and mended."
-            )
-        if not is_mixture(error):
-            return f"{where}: not for a mixture of floating dtypes, so there is nothing that the patch could cast."
-        return (
-            f"{where}, under the patch as well, which knows no cast that torch would take. Cast one operand to the "
-            "dtype of the other where it is made, and please report it."
-        )
-
     def _answers(self) -> bool:
-        here.read = True
-        return bool(here.answers) or bool(self._answered)
-
-    def _is_answered(self, module: torch.nn.Module, kind: Kind | None) -> bool:
-        if here.kind is not None and type(module) in here.answers:
-            here.answering |= {module}
+        """A packed weight's dtype is read: whether the module that does is told what the weight was quantized from."""
+        around = self._around(here.root)
+        if not around:
+            return False
+        innermost, kinds = around[0], self._answered.get(around[0], ())
+        if here.kind is None:  # outside of a watched call: see `needs_cast`
+            return bool(kinds)
+        here.readers |= {type(innermost)}
+        if type(innermost) in here.answers:
+            here.answering |= {innermost}
             return True
-        kinds = self._answered.get(module, ())
-        return kind in kinds or (kind is None and bool(kinds))  # outside of a watched call: see `needs_cast`
+        return here.kind in kinds
+
+    def _around(self, owner: torch.nn.Module | None) -> list[torch.nn.Module] | None:
+        """The modules around what is running, the innermost first, up to ``owner``; None inside of a k-bit layer."""
+        around = []
+        for module in modules_around():
+            if self._passes(module):
+                return None
+            around.append(module)
+            if module is owner:
+                break
+        return around
 
     def _asked(
         self,
-        owner: torch.nn.Module,
+        owner: torch.nn.Module | None,
         marks: bool,
         kind: Kind | None,
         func: Any,
@@ -201,18 +206,13 @@ class Watch:
         """Called by the mode of ``owner`` before a cast: finds the place, tells it, marks it."""
         if torch.compiler.is_compiling():
             return True  # a part that is compiled by itself: there are no frames to read
-        around = []
-        for module in modules_around():
-            if self._passes(module):
-                return False
-            around.append(module)
-            if module is owner:
-                break
-        around = around or [owner]
-        innermost, kind = around[0], kind or here.kind
-        if func == READ and not self._is_answered(innermost, kind):
+        around = self._around(owner)
+        if around is None:
             return False
-        self.record.tell(innermost, here.root or owner, func, operand, (given, to), kind)
+        if not around:
+            return True  # in no module's forward
+        innermost, kind = around[0], kind or here.kind
+        self.record.tell(innermost, here.root or around[-1], func, operand, (given, to), kind)
         if marks and here.kind is not None:
             self._mark_one(around, here.kind)
         rerun_within(functools.partial(self.mode, innermost, kind=kind))
@@ -231,6 +231,8 @@ class Watch:
                 return
 
     def _asked_while_compiling(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
+        if not torch.compiler.is_compiling():  # behind a graph break
+            return self._asked(None, False, None, func, operand, given, to)
         self.tell(None, func, operand, given, to)
         return True
 

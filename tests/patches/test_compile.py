@@ -8,7 +8,7 @@ from torch import nn
 
 import qlora_bf16_patch
 
-from .conftest import FLOATING, HALF, Toy, autocast, linear4bit, lora_model
+from .conftest import FLOATING, HALF, Model, Toy, autocast, linear4bit, lora_model
 from .test_boundary import Experts, Router
 
 BACKENDS = ["eager", "aot_eager", "inductor"]
@@ -148,3 +148,25 @@ def test_a_patched_model_is_exported():
     with torch.no_grad():
         exported = torch.export.export(model, (x,), strict=True)  # without strict bitsandbytes' parameters fail
         assert torch.equal(exported.module()(x), model(x))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(64, 64, batch_first=True), nn.Linear(64, 8, dtype=torch.bfloat16)
+
+    def forward(self, x):
+        return self.out(self.lstm(x)[0] + x)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks at it, of what a break hands on
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_dynamo_breaks_the_graph_at_runs_as_without_a_compiler(dtype):
+    torch._dynamo.reset()
+    model = lora_model(toy=Model(Recurrent().to(dtype)))
+    compiled, x = torch.compile(model, backend="eager"), torch.randn(2, 3, 64)
+    for training in (True, False):
+        model.train(training)
+        for enabled in (True, False):
+            with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                torch.testing.assert_close(compiled(x), model(x))
