@@ -107,7 +107,7 @@ class Watch:
                     with attempt:
                         result = call()
                 except ERRORS as error:
-                    if is_of_dtypes(error):
+                    if is_of_dtypes(error) and not torch._C._is_tracing():
                         failed = error
                         here.refused_in = tuple(modules_on(error))
                     elif failed is None or not here.answers or isinstance(error, CastRefused):
