@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-_PLAIN = (str, bytes, int, float, complex, slice, type(None), torch.dtype, torch.device, torch.Size)
-_OPAQUE = (type, types.FunctionType, types.MethodType, types.ModuleType)
+_PLAIN = {bool, str, bytes, int, float, complex, slice, type(None), torch.dtype, torch.device, torch.Size}
+_OPAQUE = (*_PLAIN, type, types.FunctionType, types.MethodType, types.ModuleType)
 # Bytes that are kept alive, or copied, for a call: a cache that is larger might not fit twice.
 _LARGEST = 2**27
 _MOST = 4096  # holders, and items of one: what is larger is no cache, and is not worth the look
@@ -54,22 +54,23 @@ class Snapshot:
         seen = set()
         while todo:  # one frame, since this is done at each call with a cache
             value = todo.pop()
+            cls: Any = type(value)
+            if cls in _PLAIN:
+                continue
             if isinstance(value, torch.Tensor):
                 self._left -= value.nbytes if value.layout is torch.strided else 0
                 if not (copies and self._copied(value)):
                     self._tensors.append((value, 0 if value.is_inference() else value._version))
-            elif isinstance(value, _PLAIN) or isinstance(value, _OPAQUE) or id(value) in seen:
-                continue
             elif isinstance(value, tuple):
                 todo.extend(value)
-            else:
+            elif not isinstance(value, _OPAQUE) and id(value) not in seen:
                 seen.add(id(value))
                 attributes = getattr(value, "__dict__", None)
                 if isinstance(value, (list, dict, set)):
                     if len(value) > _MOST or len(seen) > _MOST:
                         self._left = -1
                         break
-                    copied: Any = next(cls for cls in (list, dict, set) if isinstance(value, cls))
+                    copied: Any = list if isinstance(value, list) else dict if isinstance(value, dict) else set
                     held = copied(value)
                     self._holders.append((value, held))
                     todo.extend(held.values() if copied is dict else held)
@@ -79,7 +80,6 @@ class Snapshot:
                     self._holders.append((attributes, dict(attributes)))
                     if not isinstance(value, torch.nn.Module):
                         todo.extend(attributes.values())
-                cls: Any = type(value)
                 self._closed = self._closed or _has_slots(cls)
             if self._left < 0:
                 break
