@@ -3,12 +3,12 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test sweep bench demo clean
+.PHONY: test sweep bench matrix demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,cli]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,cli,matrix]'
 	touch $@
 
 test: .venv/installed
@@ -19,6 +19,10 @@ sweep: .venv/installed
 
 bench: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+
+# All stacks that users pin; one of them: make matrix STACK=transformers-4.51
+matrix: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/nox -s "matrix$(if $(STACK),($(STACK)))"
 
 demo: .venv/installed
 	@echo '== without the shim: training goes on, and every generate() of the callback fails'

@@ -5,26 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine.patch import Patch
+from .versions import gate
 
 _BNB: dict[str, Any] = {
     "module": "bitsandbytes.nn.modules",
-    "distribution": "bitsandbytes",
-    "requires": ">=0.43",
-    "tested": "0.50.2",
+    **gate("bitsandbytes"),
 }
 _LORA: dict[str, Any] = {
     "module": "peft.tuners.lora.bnb",
-    "distribution": "peft",
-    "requires": ">=0.6",
-    "tested": "0.21.2",
+    **gate("peft"),
 }
 # Not peft.tuners.lora.bnb: that is imported inside the first injection, too late to see it.
 _INJECTION: dict[str, Any] = {
     "module": "peft.tuners.tuners_utils",
     "attribute": "BaseTuner.inject_adapter",
-    "distribution": "peft",
-    "requires": ">=0.6",
-    "tested": "0.21.2",
+    **gate("peft"),
 }
 
 
@@ -77,9 +72,7 @@ CATALOGUE: tuple[Patch, ...] = (
         attribute=("peft.tuners.tuners_utils:BaseTuner.inject_adapter", "PeftModel.add_adapter"),
         load=_here("boundary:take_in_after"),
         summary="all else in a k-bit model, attention included, takes operands of different floating dtypes",
-        distribution="peft",
-        requires=">=0.6",
-        tested="0.21.2",
+        **gate("peft"),
         reports=(
             "huggingface/peft#1515",
             "huggingface/trl#1202",
@@ -94,9 +87,7 @@ CATALOGUE: tuple[Patch, ...] = (
         attribute="GenerationMixin.generate",
         load=_here("generate:generate"),
         summary="generate() of a k-bit model runs under autocast in its compute dtype: every operation as in training",
-        distribution="transformers",
-        requires=">=4.30",
-        tested="5.23.0",
+        **gate("transformers"),
         default=False,
         reports=("huggingface/peft#1515",),
     ),

@@ -1,0 +1,48 @@
+"""``make matrix``: each stack of ``tests/versions/stacks.toml``, in an environment of its own, is recorded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nox
+import tomllib
+
+ROOT = Path(__file__).parent
+STACKS = tomllib.loads((ROOT / "tests/versions/stacks.toml").read_text())
+DEFAULTS = STACKS.pop("defaults")
+# The libraries that are patched, and what the tests and the sweep import.
+INSTALLED = ("transformers", "peft", "bitsandbytes", "accelerate")
+TOOLS = ("expecttest", "hypothesis", "pytest", "rich", "scipy", "sentencepiece")
+
+nox.options.envdir = ".venv/matrix"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+
+
+@nox.session
+@nox.parametrize("stack", list(STACKS), ids=list(STACKS))
+def matrix(session: nox.Session, stack: str) -> None:
+    """Install a stack, and record what the shim does there."""
+    constraints = constraints_of(stack)
+    # What was resolved is used again: `nox --reuse-venv=no` makes a new one, and so takes newer releases in `newest`.
+    installed = Path(session.virtualenv.location, "constraints.txt").absolute()
+    if not installed.exists() or installed.read_text() != constraints:
+        pins = installed.with_name("wanted.txt")
+        pins.write_text(constraints)
+        session.install("--quiet", "--constraint", str(pins), "torch")
+        session.install("--quiet", "--constraint", str(pins), "--editable", ".", *INSTALLED, *TOOLS)
+        pins.rename(installed)
+    session.run("python", "-W", "default", "-m", "tests.versions.record", stack, *session.posargs, env=ENVIRONMENT)
+
+
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def constraints_of(stack: str) -> str:
+    """The lines that pip is held to."""
+    wanted = DEFAULTS | STACKS[stack]
+    if wanted.pop("constraints", False):
+        return (ROOT / "constraints.txt").read_text()
+    lines = [name + (release if re.match("[<>=]", release) else f"=={release}") for name, release in wanted.items()]
+    return "\n".join(lines) + "\n"

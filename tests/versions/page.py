@@ -1,0 +1,179 @@
+"""``docs/versions.md``, made from the records and from the floors of the package."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+from qlora_bf16_patch.patches.versions import FLOORS
+
+from .expected import why, why_run
+from .processes import RECORDS, ROOT
+
+LIBRARIES = ("transformers", "peft", "bitsandbytes", "accelerate", "torch")
+PARTS = ("status", "failure", "contracts", "sweep")
+PAGE = ROOT / "docs" / "versions.md"
+STACKS = tomllib.loads(Path(__file__).with_name("stacks.toml").read_text())
+del STACKS["defaults"]
+ASKED_FOR = (
+    "Python {python} or newer; wrapt {wrapt} to 2.x, torch {torch}, PEFT {peft} and bitsandbytes {bitsandbytes} or "
+    "newer are asked for."
+).format(**FLOORS)
+INTRODUCTION = f"""\
+# Versions
+
+<!-- Written by `python -m tests.versions --write` from docs/versions/*.json. -->
+
+{ASKED_FOR} A release that is newer than the newest one here is patched as well, and
+`qlora_bf16_patch.status()` says that it was not tested.
+
+`make matrix` installs each of these stacks in an environment of its own (`make matrix STACK=pinned` one of them), and
+writes what it finds to `docs/versions/`. The report is huggingface/peft#1515: a QLoRA model in bf16, trained by
+`Trainer`, whose callback generates after each of three steps. The contracts are the tests of the patches and of
+training's parity, the sweep is a selection of `make sweep`: model classes in the ways in which users prepare them, in
+training and generation, in and out of autocast, each without and with the shim.
+"""
+
+
+def records() -> dict[str, dict[str, Any]]:
+    """What was recorded in full, by stack, in the order of ``stacks.toml``."""
+    files = {name: RECORDS / f"{name}.json" for name in STACKS}
+    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    return {name: record for name, record in found.items() if record.keys() >= {*PARTS}}
+
+
+def page() -> str:
+    found = records()
+    parts = [INTRODUCTION, *table(found), "", *autocast(found), *notes(found)]
+    return "\n".join(parts)
+
+
+def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    columns = ("stack", *LIBRARIES, "Python", "the report", "contracts", "sweep")
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{' --- |' * len(columns)}"
+    for name, record in found.items():
+        versions = record["versions"]
+        cells = [
+            name,
+            *(versions.get(one, "") for one in LIBRARIES),
+            record["python"],
+            report(record),
+            contracts(record),
+            sweep(record),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def report(record: dict[str, Any]) -> str:
+    """How many of three steps generated."""
+    runs = record["failure"]
+    if any(run["steps"] != 3 for run in runs.values()):
+        return "does not run"
+    off, on, fp16 = (runs[name]["generated"] for name in ("bf16 off", "bf16 on", "fp16 on"))
+    return f"off: {off} of 3 generate; on: {on}, in fp16 {fp16}"
+
+
+def contracts(record: dict[str, Any]) -> str:
+    counts = {kind: sum(one.get(kind, 0) for one in record["contracts"].values()) for kind in ("passed", "skipped")}
+    explained, unexplained = failures(record, True), failures(record, False)
+    words = [f"{counts['passed']} passed"]
+    for count, what in (
+        (sum(one["cases"] for one in explained), "explained"),
+        (sum(one["cases"] for one in unexplained), "failed"),
+        (counts["skipped"], "skipped"),
+        (sum("error" in one for one in record["contracts"].values()), "files not run"),
+    ):
+        words += [f"{count} {what}"] if count else []
+    return ", ".join(words)
+
+
+def failures(record: dict[str, Any], expected: bool) -> list[dict[str, Any]]:
+    """The tests that failed, those with a known reason or the others."""
+    failed = [one for counted in record["contracts"].values() for one in counted.get("what failed", ())]
+    told = [one | {"expected": why(one["test"], one["reason"], record["versions"])} for one in failed]
+    return [one for one in told if bool(one["expected"]) == expected]
+
+
+def sweep(record: dict[str, Any]) -> str:
+    swept = record["sweep"]
+    if "error" in swept:
+        return "does not run"
+    sides = [sides for recipes in swept["classes"].values() for sides in recipes.values()]
+    runs = sum(sum(side["off"].values()) for side in sides)
+    off, on = (sum(side[name].get("mismatch", 0) for side in sides) for name in ("off", "on"))
+    errors = len(swept["errors"])
+    others = f", {errors} fail for other reasons" if errors else ""
+    return f"{len(swept['classes'])} classes, {runs} runs: off {off} mismatches, on {on}{others}"
+
+
+def autocast(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """What fails in a training step as `Trainer` runs it."""
+    where: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, record in found.items():
+        for run, message in record["sweep"].get("mismatches", {}).items():
+            if run.endswith("train under autocast") and name not in where[run.split()[0], message]:
+                where[run.split()[0], message].append(name)
+    yield "## What fails under autocast"
+    yield ""
+    yield "Training under autocast that the sweep saw fail without the shim, and run with it:"
+    yield ""
+    yield from (f"- {model}: `{message}` ({', '.join(stacks)})" for (model, message), stacks in sorted(where.items()))
+    yield ""
+
+
+def notes(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    yield "## Stack by stack"
+    for name, record in found.items():
+        yield ""
+        yield f"### {name}"
+        yield ""
+        yield from (f"- {line}" for line in noted(record))
+
+
+def noted(record: dict[str, Any]) -> Iterator[str]:
+    yield f"Recorded on {record['date']} on {record['machine']}."
+    if record.get("operators"):
+        yield record["operators"]
+    for row in record["status"]:
+        if row["state"] not in ("active", "off"):
+            yield f"`{row['name']}` is {row['state']}: {row['reason']}."
+    for run, outcome in record["failure"].items():
+        if outcome.get("error") and run != "bf16 off":
+            yield f"The report in {run}: `{outcome['error']}`"
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for one in failures(record, True):
+        reasons[one["expected"]] += [f"`{one['test']}`"] * (f"`{one['test']}`" not in reasons[one["expected"]])
+    yield from (f"Explained: {', '.join(tests)}: {reason}." for reason, tests in reasons.items())
+    for one in failures(record, False):
+        yield f"Fails: `{one['test']}` ({one['cases']}): {one['reason']}"
+    for file, counted in record["contracts"].items():
+        if "error" in counted:
+            yield f"The tests of {file} did not run: {counted['error']}"
+        for one in counted.get("what was skipped", ()):
+            yield f"Skipped: `{one['test']}` ({one['cases']}): {one['reason']}"
+    yield from _swept(record["sweep"], record["versions"])
+
+
+def _swept(swept: dict[str, Any], versions: dict[str, str]) -> Iterator[str]:
+    if "error" in swept:
+        yield f"The sweep did not run: {swept['error']}"
+        return
+    if swept["absent"]:
+        yield f"Not in this release: {', '.join(swept['absent'])}."
+    causes: dict[str, list[str]] = defaultdict(list)
+    for run, message in swept["wrong"].items():
+        causes[f"{message} ({why_run(run, message, versions) or 'not explained'})"].append(run)
+    yield from (f"Other than without the shim: {'; '.join(runs)}: {cause}" for cause, runs in causes.items())
+    errors: dict[str, list[str]] = defaultdict(list)
+    for run, message in swept["errors"].items():
+        explained = why_run(run, message, versions)
+        errors[f"`{message}`{f' ({explained})' if explained else ''}"].append(run)
+    yield from (
+        f"Out of reach, for another reason than dtypes: {'; '.join(runs)}: {cause}" for cause, runs in errors.items()
+    )

@@ -1,0 +1,41 @@
+"""Runs a part of a record in a process of its own, and cleans its words of what only this machine has."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "docs" / "versions"
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+def run(*arguments: str, minutes: float = 10) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, at the root of the repository; out of time is exit status 124."""
+    command = [sys.executable, "-W", "ignore", *arguments]
+    try:
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | _QUIET,
+            capture_output=True,
+            text=True,
+            timeout=minutes * 60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no end in {minutes} minutes")
+
+
+def last_line(text: str) -> str:
+    """Of a traceback, the error."""
+    return told((text.strip().splitlines() or ["no output"])[-1])
+
+
+def told(text: str) -> str:
+    """One line without this machine's paths and addresses."""
+    text = re.sub(r"/\S*/site-packages/|/\S*/lib/python3\.\d+/", "", text.replace(f"{ROOT}/", ""))
+    return re.sub(r"\b0x[0-9a-f]+", "0x...", re.sub(r"/tmp/\S+", "a folder", " ".join(text.split())))[:300]

@@ -1,0 +1,114 @@
+"""``python -m tests.versions.record <stack>``: what the shim does on the releases installed here, as one JSON file.
+
+Everything runs in processes of its own, since a user's does: the status, the reported failure, the layer contracts'
+tests, and a selection of the sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from .contracts import contracts
+from .page import PARTS
+from .processes import RECORDS, last_line, run, told
+from .reference import TOLD
+from .selection import swept
+
+LIBRARIES = (
+    *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "wrapt"),
+    *("tokenizers", "huggingface_hub", "numpy", "pytest"),
+)
+FAILURE = "examples/generate_in_callback.py"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="record", description=__doc__)
+    parser.add_argument("stack")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts; the others stay as recorded")
+    options = parser.parse_args()
+    file = RECORDS / f"{options.stack}.json"
+    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    record |= {
+        "stack": options.stack,
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+    if Version(version("bitsandbytes")) < Version("0.46"):
+        record["operators"] = TOLD
+    parts = {"status": status, "failure": failure, "contracts": contracts, "sweep": swept}
+    RECORDS.mkdir(exist_ok=True)
+    for name in options.only:
+        record[name] = parts[name]()
+        file.write_text(json.dumps(record, indent=1) + "\n")  # an interruption loses one part
+        print(options.stack, name, summary(record[name]), flush=True)
+    return 0
+
+
+def machine() -> str:
+    """The processor, and what bitsandbytes chooses its kernels by."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return f"{model}, {'with' if 'avx512_bf16' in flags else 'without'} AVX512-bf16, no GPU"
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def status() -> list[dict[str, Any]]:
+    """Of each patch its state, the reason and its notes."""
+    result = run("-m", "qlora_bf16_patch", "status", "--json")
+    if result.returncode:
+        return [{"name": "status", "state": "failed", "reason": last_line(result.stderr)}]
+    return [
+        {name: row[name] for name in ("name", "state", "reason", "version", "notes")}
+        for row in json.loads(result.stdout)
+    ]
+
+
+def failure() -> dict[str, Any]:
+    """The reported failure, without and with the shim, and in fp16, where the same script runs without."""
+    return {
+        f"{precision} {'on' if shim else 'off'}": outcome(precision, *shim)
+        for precision in ("bf16", "fp16")
+        for shim in ([], ["--shim"])
+    }
+
+
+def outcome(*arguments: str) -> dict[str, Any]:
+    result = run("-m", "tests.versions.older", FAILURE, *arguments)
+    steps = [line for line in result.stdout.splitlines() if line.startswith("step ")]
+    generated = sum("generated" in line for line in steps)
+    found: dict[str, Any] = {"steps": len(steps), "generated": generated}
+    if failures := [line.partition(": ")[2] for line in steps if "generated" not in line]:
+        found["error"] = told(failures[0])
+    elif result.returncode or len(steps) != 3:
+        found["error"] = f"ended before its last step: {last_line(result.stderr)}"
+    return found
+
+
+def summary(part: Any) -> str:
+    return json.dumps(part)[:200]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
