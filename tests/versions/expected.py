@@ -36,7 +36,7 @@ _KNOWN = (
     ("peft<0.10", "", "adapter_names", "4-bit layers take no batch of adapters"),
     ("peft<0.15", "", "not compiled with CUDA", "merging and DoRA dequantize a 4-bit weight on a GPU alone"),
     ("peft<0.14", "", "lora_bias", "adapters have no bias"),
-    ("peft<0.14", "the_second_of_two", "", "the first adapter's dtype is the second's, too, with the shim as without"),
+    ("peft<0.15", "the_second_of_two", "", "the first adapter's dtype is the second's, too, with the shim as without"),
     ("peft<0.16", "falls_back", "", "every layer takes PEFT's own forward, so there is nothing to fall back from"),
     ("peft<0.17", "param_wrapper", "", "no parameter can be adapted by itself (target_parameters)"),
     (
