@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import importlib.metadata
 import sys
 from typing import Any
@@ -15,10 +14,12 @@ from ..numerics.compiling import source_of
 from ..numerics.dtypes import HALF
 from ..numerics.overlay import overlay
 
-_WRITABLE = "_qlora_bf16_patch_writable"  # on an overlay: its bias is nobody's
+_WRITABLE = "_qlora_bf16_patch_writable"  # on an overlay: names of its tensors that are nobody else's
 
+_RELEASE = Version(importlib.metadata.version("bitsandbytes"))
 # Linear4bit.forward compares its bias with the input after that was cast to the compute dtype, before 0.50 as it came.
-CASTS_FIRST = Version(importlib.metadata.version("bitsandbytes")) >= Version("0.50")
+CASTS_FIRST = _RELEASE >= Version("0.50")
+_OVERWRITES = Version("0.48") <= _RELEASE < Version("0.50")
 
 
 def kbit_classes() -> tuple[type, ...]:
@@ -103,36 +104,60 @@ def bias_of(layer: Any) -> torch.Tensor | None:
     return own["bias"] if "bias" in own else getattr(layer, "bias", None)
 
 
-def with_bias_in(layer: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """What to change in an overlay of ``layer``, so that its bias is in ``dtype``; nothing where it is.
+def with_writable(layer: Any, x: torch.Tensor) -> Any:
+    """An overlay of a k-bit layer whose bias and quant state are copies where upstream's forward writes to them.
+
+    The layer itself where it writes to nothing, or to a bias that is trained.
+    """
+    own: dict[str, Any] = {}
+    bias = bias_of(layer)
+    if bias is not None and not bias.requires_grad:
+        own["bias"] = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    if is_4bit(layer) and overwrites_quant_state(x) and getattr(layer.weight, "quant_state", None) is not None:
+        own["weight"] = _with_own_state(layer.weight)
+    return overlay(layer, **_with(layer, own), **{_WRITABLE: tuple(own)}) if own else layer
+
+
+def untouched(layer: Any, dtype: torch.dtype, *, repacks: bool = False, overwrites: bool = False) -> Any:
+    """The layer, or an overlay where upstream's forward would write to a parameter.
 
     Every release of bitsandbytes up to 0.50.2 writes ``bias.data = bias.data.to(x.dtype)`` in its forwards, which
     rounds a trained bias for good. Here upstream's forward finds one that fits, and has nothing to write.
+
+    Args:
+        layer: a k-bit layer.
+        dtype: what upstream's forward would cast the bias to.
+        repacks: whether it would repack the weight, see :func:`repacks_weights`.
+        overwrites: whether it would write to the quant state, see :func:`overwrites_quant_state`.
     """
-    bias = bias_of(layer)
-    if bias is None or bias.dtype == dtype or _WRITABLE in layer.__dict__:
-        return {}
-    return _with_bias(layer, bias.to(dtype))
-
-
-def with_writable_bias(layer: Any) -> Any:
-    """An overlay of a k-bit layer whose bias is a copy, for upstream to write to."""
-    bias = nn.Parameter(bias_of(layer).detach().clone(), requires_grad=False)  # type: ignore[union-attr]
-    return overlay(layer, **_with_bias(layer, bias), **{_WRITABLE: True})
-
-
-def _with_bias(layer: Any, bias: torch.Tensor) -> dict[str, Any]:
-    if "bias" in layer.__dict__:  # a plain attribute: FSDP's view into its flat parameter, a pruned one
-        return {"bias": bias}
-    return {"_parameters": {**layer._parameters, "bias": bias}}
-
-
-def untouched(layer: Any, dtype: torch.dtype, repacks: bool) -> Any:
-    """The layer, or an overlay where upstream's forward would write to a parameter."""
-    attributes = with_bias_in(layer, dtype)
+    attributes: dict[str, Any] = {}
     if repacks and layer.support_avx512bf16_for_cpu:
         attributes["support_avx512bf16_for_cpu"] = False
+    own: dict[str, Any] = {}
+    writable = layer.__dict__.get(_WRITABLE, ())
+    bias = bias_of(layer) if "bias" not in writable else None
+    if bias is not None and bias.dtype != dtype:
+        own["bias"] = bias.to(dtype)
+    if overwrites and "weight" not in writable:
+        own["weight"] = _with_own_state(layer.weight)
+    attributes |= _with(layer, own)
     return overlay(layer, **attributes) if attributes else layer
+
+
+def _with(layer: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What to change in an overlay of ``layer``, so that it has these tensors."""
+    # A plain attribute: FSDP's view into its flat parameter, a pruned one.
+    plain = {name: value for name, value in tensors.items() if name in layer.__dict__}
+    parameters = {name: value for name, value in tensors.items() if name not in plain}
+    return plain | ({"_parameters": {**layer._parameters, **parameters}} if parameters else {})
+
+
+def _with_own_state(weight: Any) -> Any:
+    """The packed weight with a quant state of its own, which shares the scales."""
+    # Not copy.copy: it writes `.data`, which inference mode refuses. `detach` alone gives a plain tensor.
+    own: Any = torch.Tensor._make_subclass(type(weight), weight.detach())
+    own.__dict__.update(weight.__dict__, quant_state=overlay(weight.quant_state))
+    return own
 
 
 def repacks_weights(forward: Any) -> bool:
@@ -144,15 +169,12 @@ def repacks_weights(forward: Any) -> bool:
     return "support_avx512bf16_for_cpu" in getattr(getattr(forward, "__code__", None), "co_names", ())
 
 
-def overwrites_quant_state() -> bool:
-    """Whether ``matmul_4bit`` writes the input's dtype to the quant state on CPU, and so into the state dict.
+def overwrites_quant_state(x: torch.Tensor) -> bool:
+    """Whether ``matmul_4bit`` writes the dtype of ``x`` to the quant state, and so into the state dict.
 
-    That of bitsandbytes 0.48 and 0.49 does.
+    That of bitsandbytes 0.48 and 0.49 does on the CPU; the backward, and PEFT's methods that dequantize, read it there.
     """
-    from bitsandbytes.autograd._functions import matmul_4bit
-
-    steps = dis.get_instructions(matmul_4bit)
-    return any(step.opname == "STORE_ATTR" and step.argval == "dtype" for step in steps)
+    return _OVERWRITES and x.device.type == "cpu"
 
 
 _FLOAT32_COMPUTE = (

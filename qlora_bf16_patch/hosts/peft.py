@@ -8,7 +8,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..numerics.overlay import overlay
-from .bitsandbytes import bias_of, is_kbit, with_writable_bias
+from .bitsandbytes import is_kbit, with_writable
 
 
 def is_kbit_tuner(module: Any) -> bool:
@@ -26,17 +26,15 @@ def is_prompt_learning(model: Any) -> bool:
     return any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values())
 
 
-def with_written_bias(layer: Any) -> Any:
-    """The tuner layer as upstream finds it once its base layer has cast its own bias for good.
+def with_writable_base(layer: Any, x: torch.Tensor) -> Any:
+    """The tuner layer over a base layer that upstream's forward may write to, so that it reads what it has written.
 
     Some methods take the base layer's bias off its result again (DoRA, BOFT, DEFT; peft 0.21.2), in the dtype that
-    bitsandbytes has written to it.
+    bitsandbytes has written to it; some dequantize the weight in the dtype of its quant state.
     """
     base = layer._modules["base_layer"]
-    bias = bias_of(base) if is_kbit(base) else None
-    if bias is None or bias.requires_grad:
-        return layer
-    return overlay(layer, _modules={**layer._modules, "base_layer": with_writable_bias(base)})
+    writable = with_writable(base, x) if is_kbit(base) else base
+    return layer if writable is base else overlay(layer, _modules={**layer._modules, "base_layer": writable})
 
 
 def adapter_dtypes(layer: Any) -> set[torch.dtype]:

@@ -18,7 +18,7 @@ from ..numerics.dtypes import HALF
 
 def forward(original: Any, installation: Installation) -> Callable[..., Any]:
     """Over ``Linear4bit.forward``: a layer whose dtypes agree goes straight to it."""
-    repacks, overwrites = host.repacks_weights(upstream(original)), host.overwrites_quant_state()
+    repacks = host.repacks_weights(upstream(original))
 
     @functools.wraps(original)
     def patched(self: Any, x: torch.Tensor) -> Any:
@@ -29,7 +29,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             fits = (given is dtype and (bias is None or bias.dtype is dtype)) or (
                 bias is None and dtype in HALF and x.is_floating_point()
             )
-            writes = overwrites or (repacks and self.support_avx512bf16_for_cpu and not x.is_cuda)
+            writes = not x.is_cuda and ((repacks and self.support_avx512bf16_for_cpu) or host.overwrites_quant_state(x))
             if not fits or writes or not self.compute_type_is_set:
                 return _computed(original, installation, self, x, repacks)
         return original(self, x)
@@ -47,10 +47,14 @@ def _computed(original: Any, installation: Installation, layer: Any, x: torch.Te
     dtype = layer.compute_dtype or x.dtype
     warn_of_float32(installation, layer, x.dtype)
     state: Any = getattr(layer.weight, "quant_state", None)
-    dequantized = getattr(state, "dtype", None)
-    result: torch.Tensor = original(host.untouched(layer, dtype if host.CASTS_FIRST else x.dtype, repacks), x)
-    if state is not None and state.dtype != dequantized:
-        state.dtype = dequantized  # see host.overwrites_quant_state
+    dequantized = getattr(state, "dtype", dtype)
+    overwrites = dequantized is not dtype and host.overwrites_quant_state(x)
+    compiling = torch.compiler.is_compiling()  # Dynamo makes no tensor with attributes of its own
+    bias_in = dtype if host.CASTS_FIRST else x.dtype
+    untouched = host.untouched(layer, bias_in, repacks=repacks, overwrites=overwrites and not compiling)
+    result: torch.Tensor = original(untouched, x)
+    if overwrites and compiling:
+        state.dtype = dequantized
     return result
 
 

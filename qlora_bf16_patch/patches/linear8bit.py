@@ -21,7 +21,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
         if not installation.on:
             return original(self, x)
         x = host.activations(self, x)
-        layer = host.untouched(self, x.dtype, repacks=False)
+        layer = host.untouched(self, x.dtype)
         if _overflows(self, x):
             with torch.autocast(x.device.type, enabled=False):
                 return original(layer, x)

@@ -17,7 +17,7 @@ from torch import nn
 from ..engine.installation import Installation
 from ..hosts.bitsandbytes import activations, compute_dtype
 from ..hosts.lora import Adapter, base_is_plain, is_dora, plain_adapters
-from ..hosts.peft import adapter_dtypes, with_written_bias
+from ..hosts.peft import adapter_dtypes, with_writable_base
 from ..numerics import training
 from ..numerics.autocast import autocast_if_off
 from ..numerics.dtypes import HALF, autocast_is_on
@@ -37,21 +37,21 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
         if not x.is_floating_point():
             x = activations(self, x)
         if training.computes_as_upstream(self, autocast_is_on(x.device.type), x) or within_gradients():
-            return _as_upstream(original, _readable(self), x, args, kwargs)
+            return _as_upstream(original, _readable(self, x), x, args, kwargs)
         dtype = compute_dtype(self, x)
         if dtype is torch.float32 and x.dtype in HALF and "compute_dtype" not in installation.notes:
             warn_of_float32(installation, self.get_base_layer(), x.dtype)
         adapters = None if args or kwargs else plain_adapters(self, x)
         if adapters is not None and _adds_up(x, dtype, adapters):
             return _added_up(self, x, dtype, adapters)
-        return _as_under_autocast(original, _readable(self), x, dtype, args, kwargs)
+        return _as_under_autocast(original, _readable(self, x), x, dtype, args, kwargs)
 
     return patched
 
 
-def _readable(layer: Any) -> Any:
-    """The layer as upstream's forward reads it: DoRA's reads the bias."""
-    return with_written_bias(layer) if is_dora(layer) and not torch.compiler.is_compiling() else layer
+def _readable(layer: Any, x: torch.Tensor) -> Any:
+    """The layer as upstream's forward reads it: DoRA's reads the bias, and dequantizes the weight."""
+    return with_writable_base(layer, x) if is_dora(layer) and not torch.compiler.is_compiling() else layer
 
 
 def _as_upstream(original: Any, layer: Any, x: torch.Tensor, args: Any, kwargs: Any) -> Any:

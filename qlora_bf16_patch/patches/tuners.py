@@ -16,7 +16,7 @@ import torch
 from ..engine.installation import Installation, call_shadowed
 from ..hosts.bitsandbytes import activations, compute_dtype
 from ..hosts.own_backward import has_own_backward
-from ..hosts.peft import adapter_dtypes, is_kbit_tuner, with_written_bias
+from ..hosts.peft import adapter_dtypes, is_kbit_tuner, with_writable_base
 from ..numerics import training
 from ..numerics.autocast import NOTHING, autocast_if_off, without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
@@ -65,7 +65,7 @@ def forward(installation: Installation, cls: Any) -> Callable[..., Any]:
         autocast = autocast_is_on(x.device.type)
         upstreams = training.computes_as_upstream(self, autocast, x) or within_gradients()
         # Dynamo traces no write to `.data`.
-        layer = self if torch.compiler.is_compiling() else with_written_bias(self)
+        layer = self if torch.compiler.is_compiling() else with_writable_base(self, x)
         within, mode = _surroundings(self, x, autocast, upstreams, own_backward)
         with within, mode or without_modes():
             result = call_shadowed(installation, layer, x, *args, **kwargs)

@@ -17,6 +17,7 @@ from .conftest import (
     assert_unchanged,
     autocast,
     linear4bit,
+    lora_layer,
     state,
 )
 
@@ -99,6 +100,39 @@ def test_a_weight_is_not_repacked_for_the_cpu():
     before = state(layer)
     assert not packed(layer)
     assert_unchanged(layer, before)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["plain", "DoRA"])
+def test_a_quant_state_is_not_written_to_and_training_reads_what_was_written(monkeypatch, dora):
+    # As matmul_4bit of bitsandbytes 0.48 and 0.49 does on a CPU.
+    from bitsandbytes.autograd import _functions
+
+    from qlora_bf16_patch.hosts import bitsandbytes as host
+
+    matmul = _functions.matmul_4bit
+
+    def overwriting(A, B, quant_state, *args, **kwargs):
+        quant_state.dtype = A.dtype
+        return matmul(A, B, quant_state, *args, **kwargs)
+
+    monkeypatch.setattr("bitsandbytes.matmul_4bit", overwriting)
+    monkeypatch.setattr(host, "_OVERWRITES", True)
+    layer, x = lora_layer(compute_dtype=torch.float16, use_dora=dora), torch.randn(2, 3, 64)
+    quantized = layer.base_layer.weight.quant_state
+
+    def step(layer):
+        given = x.clone().requires_grad_()
+        with autocast(torch.bfloat16):
+            layer(given).sum().backward()
+        return given.grad
+
+    with qlora_bf16_patch.disabled():
+        other = copy.deepcopy(layer)
+        expected = step(other)
+    assert other.base_layer.weight.quant_state.dtype == torch.float16
+    before = quantized.dtype
+    assert torch.equal(step(layer), expected)
+    assert layer.base_layer.weight.quant_state is quantized and quantized.dtype == before != torch.float16
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.bool], ids=str)

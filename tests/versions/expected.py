@@ -15,10 +15,6 @@ _OVERRULED = (
     "unpatched, a layer's first input overrules the configured compute dtype (bitsandbytes#1623), so a step computes "
     "in float32 what the shim computes in the configured dtype"
 )
-_OVERWRITTEN = (
-    "unpatched, a product on a CPU writes its dtype to the quant state, and the backward and DoRA dequantize in it; "
-    "the shim leaves the state as it is"
-)
 _KNOWN = (
     (
         "bitsandbytes<0.50",
@@ -30,7 +26,6 @@ _KNOWN = (
     ("bitsandbytes<0.48", "gives_back_under_autocast_is_upstreams", "", "unpatched, the input's dtype comes back"),
     ("bitsandbytes<0.50", "accelerate_hooked_before", "", "unpatched, a layer refuses the test's input"),
     ("bitsandbytes<0.47", "step|trains", "away from that without", _OVERRULED),
-    ("bitsandbytes>=0.48,<0.50", "step|trains", "away from that without", _OVERWRITTEN),
     ("bitsandbytes<0.46", "computed_as_in_float32", "Unsupported", "a 4-bit layer is no one graph for torch.compile"),
     ("peft<0.10", "", "does not support DoRA", "4-bit layers have no DoRA"),
     ("peft<0.10", "", "adapter_names", "4-bit layers take no batch of adapters"),
@@ -55,7 +50,6 @@ _KNOWN = (
 )
 _KNOWN_RUNS = (
     ("bitsandbytes<0.47", "train$", "it trains, but the bits", _OVERRULED),
-    ("bitsandbytes>=0.48,<0.50", "float32: train$", "it trains, but the bits", _OVERWRITTEN),
     ("bitsandbytes<0.48", "", "the process died", "bitsandbytes crashes when it quantizes a layer of one row"),
     (
         "transformers>=4",
