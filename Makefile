@@ -3,7 +3,7 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test sweep bench matrix demo clean
+.PHONY: test sweep bench matrix matrix-check demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,12 @@ bench: .venv/installed
 # All stacks that users pin; one of them: make matrix STACK=transformers-4.51
 matrix: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/nox -s "matrix$(if $(STACK),($(STACK)))"
+
+# A few of them are checked beside the tests: what users pin today, and what pip gives them.
+CHECKED = transformers-4.51 transformers-4.57 newest
+matrix-check: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/nox -s $(foreach stack,$(CHECKED),"matrix($(stack))") -- \
+		--check --only status failure contracts --contracts linear4bit linear8bit lora
 
 demo: .venv/installed
 	@echo '== without the shim: training goes on, and every generate() of the callback fails'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,11 +31,12 @@ OPTIONS = (
 )
 
 
-def contracts() -> dict[str, Any]:
+def contracts(names: Collection[str] | None = None) -> dict[str, Any]:
     """By file, how many tests passed, failed and were skipped; and of the latter two the tests with their reasons."""
+    files = {Path(file).stem.removeprefix("test_"): file for file in TESTS}
     # Without kernels for 8 bits, see reference.py: test_linear8bit.py, and test_parity.py's of LORA-8-... and the like
     no8 = ("-k", "not 8bit and not -8- and not -8]") if before("bitsandbytes", "0.46") else ()
-    return {Path(file).stem.removeprefix("test_"): counted(file, *no8) for file in TESTS}
+    return {name: counted(file, *no8) for name, file in files.items() if names is None or name in names}
 
 
 def counted(file: str, *options: str) -> dict[str, Any]:

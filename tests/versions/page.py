@@ -81,7 +81,7 @@ def report(record: dict[str, Any]) -> str:
 
 def contracts(record: dict[str, Any]) -> str:
     counts = {kind: sum(one.get(kind, 0) for one in record["contracts"].values()) for kind in ("passed", "skipped")}
-    explained, unexplained = failures(record, True), failures(record, False)
+    explained, unexplained = (failures(record["contracts"], record["versions"], known) for known in (True, False))
     words = [f"{counts['passed']} passed"]
     for count, what in (
         (sum(one["cases"] for one in explained), "explained"),
@@ -93,10 +93,10 @@ def contracts(record: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def failures(record: dict[str, Any], expected: bool) -> list[dict[str, Any]]:
+def failures(contracts: dict[str, Any], versions: dict[str, str], expected: bool) -> list[dict[str, Any]]:
     """The tests that failed, those with a known reason or the others."""
-    failed = [one for counted in record["contracts"].values() for one in counted.get("what failed", ())]
-    told = [one | {"expected": why(one["test"], one["reason"], record["versions"])} for one in failed]
+    failed = [one for counted in contracts.values() for one in counted.get("what failed", ())]
+    told = [one | {"expected": why(one["test"], one["reason"], versions)} for one in failed]
     return [one for one in told if bool(one["expected"]) == expected]
 
 
@@ -147,10 +147,10 @@ def noted(record: dict[str, Any]) -> Iterator[str]:
         if outcome.get("error") and run != "bf16 off":
             yield f"The report in {run}: `{outcome['error']}`"
     reasons: dict[str, list[str]] = defaultdict(list)
-    for one in failures(record, True):
+    for one in failures(record["contracts"], record["versions"], expected=True):
         reasons[one["expected"]] += [f"`{one['test']}`"] * (f"`{one['test']}`" not in reasons[one["expected"]])
     yield from (f"Explained: {', '.join(tests)}: {reason}." for reason, tests in reasons.items())
-    for one in failures(record, False):
+    for one in failures(record["contracts"], record["versions"], expected=False):
         yield f"Fails: `{one['test']}` ({one['cases']}): {one['reason']}"
     for file, counted in record["contracts"].items():
         if "error" in counted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import platform
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 from packaging.version import Version
 
 from .contracts import contracts
+from .held import complaints
 from .page import PARTS
 from .processes import RECORDS, last_line, run, told
 from .reference import TOLD
@@ -35,9 +37,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="record", description=__doc__)
     parser.add_argument("stack")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts; the others stay as recorded")
+    parser.add_argument("--contracts", nargs="+", help="files of the contracts' tests; all, if left out")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, and fail where the shim does something wrong"
+    )
     options = parser.parse_args()
     file = RECORDS / f"{options.stack}.json"
-    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() and not options.check else {}
     record |= {
         "stack": options.stack,
         "date": datetime.date.today().isoformat(),
@@ -47,13 +53,21 @@ def main() -> int:
     }
     if Version(version("bitsandbytes")) < Version("0.46"):
         record["operators"] = TOLD
-    parts = {"status": status, "failure": failure, "contracts": contracts, "sweep": swept}
+    parts = {
+        "status": status,
+        "failure": failure,
+        "contracts": functools.partial(contracts, options.contracts),
+        "sweep": swept,
+    }
     RECORDS.mkdir(exist_ok=True)
     for name in options.only:
         record[name] = parts[name]()
-        file.write_text(json.dumps(record, indent=1) + "\n")  # an interruption loses one part
+        if not options.check:
+            file.write_text(json.dumps(record, indent=1) + "\n")  # an interruption loses one part
         print(options.stack, name, summary(record[name]), flush=True)
-    return 0
+    wrong = [*complaints(record)]
+    print(*(f"{options.stack}: {line}" for line in wrong), sep="\n", end="\n" * bool(wrong))
+    return int(options.check and bool(wrong))
 
 
 def machine() -> str:
