@@ -75,7 +75,7 @@ def activations(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     if source is not None:
         return source
     base: Any = layer
-    base = base.get_base_layer() if hasattr(base, "get_base_layer") else base
+    base = unwrapped(base.get_base_layer()) if hasattr(base, "get_base_layer") else base
     configured = getattr(base, "compute_dtype", None)
     wanted = f"the layer's compute_dtype ({configured})" if configured else "a floating dtype"
     raise TypeError(
@@ -92,7 +92,22 @@ def compute_dtype(layer: Any, x: torch.Tensor) -> torch.dtype:
     base = layer.__dict__["_modules"].get("base_layer")
     if base is not None and "base_layer" in base.__dict__["_modules"]:
         base = layer.get_base_layer()  # an adapter on an adapter
+    if base is not None and base.__dict__["_modules"]:
+        base = unwrapped(base)
     return (layer if base is None else base).__dict__.get("compute_dtype") or x.dtype
+
+
+def unwrapped(base: Any) -> Any:
+    """The k-bit layer in what an engine has put around it; ``base`` itself where there is none.
+
+    FSDP1, activation checkpointing and torch.compile replace a module by one whose only child it is.
+    """
+    module = base
+    while not is_kbit(module):
+        if len(module._modules) != 1:
+            return base
+        (module,) = module._modules.values()
+    return module
 
 
 def bias_of(layer: Any) -> torch.Tensor | None:

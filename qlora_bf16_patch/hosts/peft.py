@@ -8,12 +8,12 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..numerics.overlay import overlay
-from .bitsandbytes import is_kbit, with_writable
+from .bitsandbytes import is_kbit, unwrapped, with_writable
 
 
 def is_kbit_tuner(module: Any) -> bool:
     """Whether it is an adapter's layer around a 4- or 8-bit layer."""
-    return issubclass(type(module), BaseTunerLayer) and is_kbit(module.get_base_layer())
+    return issubclass(type(module), BaseTunerLayer) and is_kbit(unwrapped(module.get_base_layer()))
 
 
 def is_kbit_layer(module: Any) -> bool:
@@ -42,8 +42,9 @@ def adapter_dtypes(layer: Any) -> set[torch.dtype]:
     found = set()
     for name in layer.adapter_layer_names:
         container = layer._modules.get(name)
-        for holder in (container, *container._modules.values()) if container is not None else ():
-            for value in () if holder is None else (*holder._parameters.values(), *holder._buffers.values()):
-                if value is not None and value.is_floating_point():
-                    found.add(value.dtype)
+        for outer in (container, *container._modules.values()) if container is not None else ():
+            for holder in (outer, *outer._modules.values()) if outer is not None else ():  # an engine may wrap them
+                for value in () if holder is None else (*holder._parameters.values(), *holder._buffers.values()):
+                    if value is not None and value.is_floating_point():
+                        found.add(value.dtype)
     return found

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..engine.installation import Installation
-from ..hosts.bitsandbytes import activations, compute_dtype
+from ..hosts.bitsandbytes import activations, compute_dtype, unwrapped
 from ..hosts.lora import Adapter, base_is_plain, is_dora, plain_adapters
 from ..hosts.peft import adapter_dtypes, with_writable_base
 from ..numerics import training
@@ -40,7 +40,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             return _as_upstream(original, _readable(self, x), x, args, kwargs)
         dtype = compute_dtype(self, x)
         if dtype is torch.float32 and x.dtype in HALF and "compute_dtype" not in installation.notes:
-            warn_of_float32(installation, self.get_base_layer(), x.dtype)
+            warn_of_float32(installation, unwrapped(self.get_base_layer()), x.dtype)
         adapters = None if args or kwargs else plain_adapters(self, x)
         if adapters is not None and _adds_up(x, dtype, adapters):
             return _added_up(self, x, dtype, adapters)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import qlora_bf16_patch
+from qlora_bf16_patch.hosts.peft import is_kbit_layer
 
 from .conftest import FLOATING, HALF, MODES, assert_unchanged, autocast, linear4bit, lora_layer, lora_model, state
 
@@ -219,6 +221,34 @@ def test_whatever_is_not_plain_falls_back_to_upstreams_forward(name, monkeypatch
             handle.remove()
     assert upstream == [False, True, True]
     assert torch.equal(outside, inside)
+
+
+@pytest.mark.parametrize("parts", ["base", "base and adapters"])
+@torch.no_grad()
+def test_a_layer_whose_parts_an_engine_has_wrapped_computes_as_before(parts):
+    layer, x = lora_layer(torch.bfloat16), torch.randn(2, 64)
+    expected = layer(x)
+    layer.base_layer = checkpoint_wrapper(layer.base_layer)
+    if parts == "base and adapters":
+        layer.lora_A["default"] = checkpoint_wrapper(layer.lora_A["default"])
+        layer.lora_B["default"] = checkpoint_wrapper(layer.lora_B["default"])
+    assert torch.equal(layer(x), expected)
+    with autocast(torch.bfloat16):
+        assert torch.equal(layer(x), expected)
+    with pytest.raises(TypeError, match=r"compute_dtype \(torch\.bfloat16\)"):
+        layer(x.long())
+    assert is_kbit_layer(layer)
+
+
+def test_matrices_of_two_dtypes_that_an_engine_has_wrapped_no_longer_mismatch():
+    layer, x = lora_layer(), torch.randn(2, 64)
+    layer.lora_B["default"].to(torch.bfloat16)
+    expected = layer(x)
+    for adapters in (layer.lora_A, layer.lora_B):
+        adapters["default"] = checkpoint_wrapper(adapters["default"])
+    with qlora_bf16_patch.disabled(NAME), pytest.raises(RuntimeError, match="same dtype"):
+        layer(x)
+    assert torch.equal(layer(x), expected)
 
 
 @pytest.mark.parametrize("kind", ["dora", "rslora"])
