@@ -1,0 +1,44 @@
+"""``Accelerator.prepare`` and ``unwrap_model``; two processes are DDP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from .base import Engine, Tensors, adamw
+
+
+class Accelerate(Engine):
+    def prepare(self, model: Any) -> tuple[Any, Any]:
+        optimizer = adamw(model)
+        # >>>
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        model, optimizer = accelerator.prepare(model, optimizer)
+        # <<<
+        self.accelerator = accelerator
+        return model, optimizer
+
+    def step(self, ids: torch.Tensor) -> float:
+        loss = self.model(input_ids=ids, labels=ids).loss
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.item())
+
+    def evaluate(self, ids: torch.Tensor) -> torch.Tensor:
+        """What ``prepare`` has made is called under autocast; what it was made from is not, from here on."""
+        base = self.accelerator.unwrap_model(self.model).get_base_model()
+        logits: torch.Tensor = base(input_ids=ids).logits
+        return logits
+
+    def generate(self, **inputs: Any) -> torch.Tensor:
+        accelerator, model = self.accelerator, self.model
+        # >>>
+        tokens: torch.Tensor = accelerator.unwrap_model(model).generate(**inputs)
+        # <<<
+        return tokens
+
+    def full(self) -> Tensors:
+        return dict(self.accelerator.get_state_dict(self.model))

@@ -1,0 +1,61 @@
+"""What a program does with a model that more than one process trains."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import torch
+
+from ...toys import BF16
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Engine(abc.ABC):
+    """A model, trained by more than one process.
+
+    Args:
+        model: a PEFT model that no engine has yet.
+
+    Attributes:
+        model: what the program calls.
+        optimizer: of its adapters.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.optimizer = self.prepare(model)
+
+    @abc.abstractmethod
+    def prepare(self, model: Any) -> tuple[Any, Any]:
+        """The model in the engine, and an optimizer."""
+
+    def step(self, ids: torch.Tensor) -> float:
+        """A step under autocast, and its loss."""
+        with torch.autocast("cpu", BF16):
+            loss = self.model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.item())
+
+    def evaluate(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits, outside of autocast."""
+        logits: torch.Tensor = self.model(input_ids=ids).logits
+        return logits
+
+    @abc.abstractmethod
+    def generate(self, **inputs: Any) -> torch.Tensor:
+        """Tokens, outside of autocast."""
+
+    @abc.abstractmethod
+    def full(self) -> Tensors:
+        """The state dict, whole on every rank."""
+
+    def shards(self) -> Tensors:
+        """What this rank holds of it."""
+        return self.full()
+
+
+def adamw(model: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
