@@ -16,6 +16,7 @@ from .processes import last_line, run, told
 TESTS = (
     *(f"tests/patches/test_{name}.py" for name in ("linear4bit", "linear8bit", "lora", "boundary", "modules")),
     "tests/training/test_parity.py",
+    "tests/recipes/test_older_transformers.py",
 )
 # Older releases warn under a newer torch: these warnings are no errors, as they are in `make test`.
 OPTIONS = (
