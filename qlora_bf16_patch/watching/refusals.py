@@ -62,12 +62,16 @@ def refusal(error: Exception, root: torch.nn.Module) -> str:
     return f"torch refused {operation_of(error)} in {place_of(error, root)}"
 
 
-def why_not_mended(error: Exception, ran_again: bool, got_past: bool) -> str:
+WRITTEN = "it may have written to its arguments"
+EXCHANGED = "it has exchanged tensors with other processes, which may not run theirs again"
+
+
+def why_not_mended(error: Exception, hindrance: str | None, got_past: bool) -> str:
     """The rest of that sentence, and what to do.
 
     Args:
         error: torch's refusal.
-        ran_again: whether the call was run again under the patch.
+        hindrance: why the call was not run again under the patch, where it was not.
         got_past: whether another error came instead then.
     """
     if got_past:
@@ -76,10 +80,10 @@ def why_not_mended(error: Exception, ran_again: bool, got_past: bool) -> str:
             "quantized from. Where the model asks for them to see whether its weights are packed, that may be why; "
             "please report it then."
         )
-    if not ran_again:
+    if hindrance:
         return (
-            ", which no call of this kind had shown before. It was not run again under the patch, since it may have "
-            "written to its arguments; the next call of this kind is watched, and mended."
+            f", which no call of this kind had shown before. It was not run again under the patch, since {hindrance}; "
+            "the next call of this kind is watched, and mended."
         )
     seen = refused(error)
     if seen is not None and len(seen[1]) < 2:

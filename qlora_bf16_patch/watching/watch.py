@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from ..numerics.checkpoints import rerun_within
+from ..numerics.collectives import exchanged
 from ..numerics.compiling import leave_the_mode_uncompiled, trace_attributes_without_modes
 from ..numerics.mode import ERRORS, Asked, CastOnMismatch, is_on
 from ..numerics.places import modules_around, path_of
 from .events import CastRefused, Record
 from .kinds import Kind, kind_of
-from .refusals import add_note, is_of_dtypes, modules_on, refusal, why_not_mended
+from .refusals import EXCHANGED, WRITTEN, add_note, is_of_dtypes, modules_on, refusal, why_not_mended
 from .rewind import Snapshot
 from .running import has_compiled_parts, here
 from .tracing import tell_while_tracing
@@ -57,6 +58,7 @@ class Watch:
         self._marked: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
         self._answered: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
         self._looked_for: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
+        self._exchanging: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
     def mode(self, module: torch.nn.Module, marks: bool = False, kind: Kind | None = None) -> CastOnMismatch:
         """The mode for a call of ``module``.
@@ -98,9 +100,9 @@ class Watch:
         """Run ``call()``, a call of ``root`` with these arguments, in a thread where no watched one is running."""
         kind = kind_of(root, args, kwargs)
         here.kind, here.root, here.gradients, here.found = kind, root, torch.is_grad_enabled(), frozenset()
-        failed = later = None
+        failed = later = hindrance = None
         try:
-            is_new = kind not in self._known.get(root, ())
+            is_new, before = kind not in self._known.get(root, ()), exchanged()
             snapshot = Snapshot((*args, *kwargs.values()), copies=is_new)
             for attempt in self._attempts(root, kind, snapshot):
                 try:
@@ -116,19 +118,23 @@ class Watch:
                         later = error  # of the answer's making, or behind what it mends
                 else:
                     self._known.setdefault(root, set()).add(kind)
+                    if is_new and exchanged() != before:
+                        self._exchanging.add(root)
                     for module in here.answering:
                         self._answered.setdefault(module, set()).add(kind)
                     if failed is not None and not here.found:
                         # Cast where no frame tells the place, as in a block that was compiled by itself.
                         self._marked.setdefault(root, set()).add(kind)
                     return result
-                can_run_again = snapshot.restore()
-                if not can_run_again:
+                # Other processes, in whose calls torch has refused nothing, would not exchange a second time.
+                alone = not is_new and exchanged() != before
+                if alone or not snapshot.restore():
+                    hindrance = EXCHANGED if alone else WRITTEN
                     break
             assert failed is not None
             self._known.get(root, set()).discard(kind)
             self._looked_for.setdefault(root, set()).add(kind)
-            reason = why_not_mended(failed, can_run_again, got_past=later is not None)
+            reason = why_not_mended(failed, hindrance, got_past=later is not None)
             add_note(later or failed, f"{self.record.patch}: {refusal(failed, root)}{reason}")
             if later is not None:
                 raise later from failed
@@ -142,7 +148,8 @@ class Watch:
         """What to run a call in, one after another until torch refuses no dtypes in it.
 
         What works runs as it is, in the first call, too; one in which torch refuses an operation is run again under the
-        mode. Not so a first call that is given a cache, which it may write to in place: it runs under the mode at once.
+        mode. A first call that is given a cache, which it may write to in place, runs under the mode at once, and so
+        does one of a model that exchanges tensors with other processes.
         """
         if kind in self._marked.get(root, ()) or torch._C._is_tracing():  # operations of its own forward
             yield self.mode(root)
@@ -165,8 +172,8 @@ class Watch:
     def _looks_first(self, root: torch.nn.Module, kind: Kind, snapshot: Snapshot) -> bool:
         if kind in self._looked_for.get(root, ()):  # the last one failed, and could not be run again
             return True
-        cached = snapshot.holds_something and not torch.is_grad_enabled() and not has_compiled_parts(root)
-        return cached or self._is_silent(root)
+        at_once = root in self._exchanging or (snapshot.holds_something and not torch.is_grad_enabled())
+        return (at_once and not has_compiled_parts(root)) or self._is_silent(root)
 
     def _answers(self) -> bool:
         """A packed weight's dtype is read: whether the module that does is told what the weight was quantized from."""

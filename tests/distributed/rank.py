@@ -9,11 +9,13 @@ import qlora_bf16_patch  # isort: skip  # noqa: F401  # before torch, as a user 
 
 import datetime
 import faulthandler
+import functools
 import json
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,6 @@ import torch
 import torch.distributed as dist
 
 SECONDS = float(os.environ.get("SECONDS_OF_A_SCENARIO", 120))
-
-
-def scenario(name: str, folder: Path) -> dict[str, Any]:
-    if name in STRANDED:
-        return STRANDED[name]()
-    from . import story, trainer
-
-    return trainer.run(folder) if name == trainer.NAME else story.run(name, folder)
 
 
 def _one_waits() -> dict[str, Any]:
@@ -53,6 +47,19 @@ def _both_end() -> dict[str, Any]:
 STRANDED = {"one waits": _one_waits, "one raises": _one_raises, "both end": _both_end}
 
 
+def scenario(name: str, folder: Path) -> Callable[[], dict[str, Any]]:
+    """By its name; what it needs is imported here, and not in its time."""
+    if name in STRANDED:
+        return STRANDED[name]
+    from . import branches, story, trainer
+
+    if name in branches.SCENARIOS:
+        return branches.SCENARIOS[name]
+    return (
+        functools.partial(trainer.run, folder) if name == trainer.NAME else functools.partial(story.run, name, folder)
+    )
+
+
 def quiet() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -68,10 +75,11 @@ def main() -> None:
         store = dist.FileStore(str(folder / "store"), size)
         limit = datetime.timedelta(seconds=2 * SECONDS)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
-    for name in names:
+    scenarios = {name: scenario(name, folder) for name in names}
+    for name, run in scenarios.items():
         print(f"scenario {name}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback_later(SECONDS, exit=True)
-        line = json.dumps([name, scenario(name, folder)])
+        line = json.dumps([name, run()])
         with open(folder / f"{rank}.jsonl", "a") as file:
             print(line, file=file)
     faulthandler.cancel_dump_traceback_later()

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from . import launch, trainer
+from . import branches, launch, trainer
 from .story import CHECKPOINTED
 
 SHARDED = ["FSDP2", "FSDP1", "FSDP1, flat"]
@@ -16,7 +16,7 @@ STATES = ("state dict", "adapters", "entries")
 @functools.cache
 def outcomes(patched):
     """Of each scenario; one pair of processes for all, since their imports take longer than most of them."""
-    return launch.outcomes(NAMES, patched)
+    return launch.outcomes([*NAMES, *branches.SCENARIOS] if patched else NAMES, patched)
 
 
 @functools.cache
@@ -79,6 +79,18 @@ def test_a_callback_of_trainer_generates_after_each_step():
     for off, on in zip(ranks(trainer.NAME, False), ranks(trainer.NAME, True), strict=True):
         assert ["error" in one for one in off["generations"]] == [True] * trainer.STEPS
         assert ["value" in one for one in on["generations"]] == [True] * trainer.STEPS
+
+
+def test_a_call_that_gathered_shards_is_not_run_again_by_one_rank_alone():
+    first, second = ranks(branches.BY_ONE, True)
+    assert "same dtype" in first["error"]
+    assert "not run again under the patch, since it has exchanged tensors with other processes" in first["note"]
+    assert second == {"right": True}
+
+
+def test_a_new_kind_of_call_of_a_sharded_model_runs_once():
+    for found in ranks(branches.BY_BOTH, True):
+        assert found == {"right": True, "calls": 1}
 
 
 def test_a_rank_that_waits_for_ever_is_ended_and_told():
