@@ -17,6 +17,7 @@ from . import page as written
 from . import reference
 from .held import complaints
 from .processes import ROOT
+from .readme import README, readme
 
 RECORDS = written.records()
 
@@ -29,6 +30,10 @@ def setup():
 
 def test_the_page_is_what_the_records_say():
     assert written.PAGE.read_text() == written.page(), "python -m tests.versions --write"
+
+
+def test_the_readmes_table_is_what_the_records_say():
+    assert README.read_text() == readme(), "python -m tests.versions --write"
 
 
 def test_every_stack_has_a_record_and_every_record_a_stack():
