@@ -3,7 +3,7 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test sweep bench matrix matrix-check demo clean
+.PHONY: test sweep bench matrix matrix-check engines demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,11 @@ CHECKED = transformers-4.51 transformers-4.57 newest
 matrix-check: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/nox -s $(foreach stack,$(CHECKED),"matrix($(stack))") -- \
 		--check --only status failure contracts --contracts linear4bit linear8bit lora older_transformers
+
+# Engines of more than one process; one of them: make engines ENGINE=ZeRO-3
+engines: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/nox -s engines --envdir .venv/engines -- $(if $(ENGINE),"$(ENGINE)")
+	$(BIN)/python -m tests.distributed.page --write
 
 demo: .venv/installed
 	@echo '== without the shim: training goes on, and every generate() of the callback fails'

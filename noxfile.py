@@ -1,4 +1,7 @@
-"""``make matrix``: each stack of ``tests/versions/stacks.toml``, in an environment of its own, is recorded."""
+"""``make matrix`` and ``make engines``: stacks of ``tests/versions/stacks.toml``, and engines, are recorded.
+
+Each has an environment of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ DEFAULTS = STACKS.pop("defaults")
 # The libraries that are patched, and what the tests and the sweep import.
 INSTALLED = ("transformers", "peft", "bitsandbytes", "accelerate")
 TOOLS = ("expecttest", "hypothesis", "pytest", "rich", "scipy", "sentencepiece")
+ENGINES = ("deepspeed", "lightning-fabric", "ray[train]")
+NO_KERNELS = {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}  # DeepSpeed compiles nothing
 
 nox.options.envdir = ".venv/matrix"
 nox.options.default_venv_backend = "venv"
@@ -34,6 +39,15 @@ def matrix(session: nox.Session, stack: str) -> None:
         session.install("--quiet", "--constraint", str(pins), "--editable", ".", *INSTALLED, *TOOLS)
         pins.rename(installed)
     session.run("python", "-W", "default", "-m", "tests.versions.record", stack, *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def engines(session: nox.Session) -> None:
+    """Install engines that are packages of their own, and record what the shim does in these and in torch's."""
+    pins = ("--quiet", "--constraint", "constraints.txt")
+    session.install(*pins, "torch")  # DeepSpeed's setup asks for it
+    session.install(*pins, "--editable", ".", *INSTALLED, *ENGINES, env=NO_KERNELS)
+    session.run("python", "-W", "default", "-m", "tests.distributed.record", *session.posargs, env=ENVIRONMENT)
 
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -16,12 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .engines import RAY
+
 ROOT = Path(__file__).parents[2]
 RANKS = 2
 GRACE = 20  # seconds that a rank has, after the other one has failed
 IMPORTS = 120  # seconds
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# No news from it, and no token in the home folder.
+_RAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 
 Outcomes = list[dict[str, Any]]
 """What each rank found; or once, that it did not end, and where the ranks stood."""
@@ -41,13 +45,25 @@ def outcomes(names: Sequence[str], patched: bool, seconds: float = 120) -> dict[
     return found
 
 
-def torchrun(name: str, patched: bool, seconds: float = 240) -> Outcomes:
-    """The same of one scenario that the user's launcher starts."""
+def launched(name: str, patched: bool, seconds: float = 240) -> Outcomes:
+    """The same of one scenario, whose processes are started by what its users start them with.
+
+    Under ``torchrun`` that is any of ``rank.py``.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--standalone", "--nproc-per-node", str(RANKS), "-m", "tests.distributed.rank", folder, name]
-        command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options]
-        variables = environment(patched, SECONDS_OF_A_SCENARIO=str(seconds))
-        run = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=2 * seconds)
+        if name.startswith(RAY):
+            module = ["tests.distributed.workers"]
+        else:
+            module = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
+            module += ["-m", "tests.distributed.rank"]
+        command = [sys.executable, "-W", "ignore", "-m", *module, folder, name]
+        variables = environment(patched, SECONDS_OF_A_SCENARIO=str(seconds), **_RAYS)
+        try:
+            run = subprocess.run(
+                command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=IMPORTS + 2 * seconds
+            )
+        except subprocess.TimeoutExpired as error:
+            return [{"raised": f"{name} did not end: {error.stderr}"[-6000:]}]
         return read(Path(folder)).get(name, [{"raised": run.stderr[-6000:]}])
 
 

@@ -52,12 +52,11 @@ def scenario(name: str, folder: Path) -> Callable[[], dict[str, Any]]:
     if name in STRANDED:
         return STRANDED[name]
     from . import branches, story, trainer
+    from .engines import TRAINER
 
     if name in branches.SCENARIOS:
         return branches.SCENARIOS[name]
-    return (
-        functools.partial(trainer.run, folder) if name == trainer.NAME else functools.partial(story.run, name, folder)
-    )
+    return functools.partial(trainer.run, folder) if name == TRAINER else functools.partial(story.run, name, folder)
 
 
 def quiet() -> None:

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from .. import cpu  # noqa: F401
 from ..toys import BF16, F32, SIZE
+from .engines import CHECKPOINTED
 from .engines import engine as engine_of
 from .engines.base import Engine, Tensors
 
 PROMPT = torch.arange(3, 9)[None]
-CHECKPOINTED = ", checkpointed"
 
 
 def qlora(folder: Path, layers: int = 2, checkpointed: bool = False) -> nn.Module:

@@ -4,12 +4,13 @@ import functools
 
 import pytest
 
-from . import branches, launch, trainer
-from .story import CHECKPOINTED
+from . import branches, launch
+from .engines import CHECKPOINTED, TRAINER
+from .trainer import STEPS
 
 SHARDED = ["FSDP2", "FSDP1", "FSDP1, flat"]
 NAMES = ["DDP", *SHARDED, *(name + CHECKPOINTED for name in ("DDP", *SHARDED)), "Accelerate", "compiled DDP"]
-ALL = [*NAMES, trainer.NAME]
+ALL = [*NAMES, TRAINER]
 STATES = ("state dict", "adapters", "entries")
 
 
@@ -21,7 +22,7 @@ def outcomes(patched):
 
 @functools.cache
 def ranks(name, patched):
-    found = launch.torchrun(name, patched) if name == trainer.NAME else outcomes(patched)[name]
+    found = launch.launched(name, patched) if name == TRAINER else outcomes(patched)[name]
     assert "raised" not in found[0], found[0]["raised"]
     return found
 
@@ -42,7 +43,7 @@ def test_the_ranks_hold_the_same_and_compute_the_same(name):
         assert first.get(what) == second.get(what)
     if name in SHARDED:
         assert first["shards"] != second["shards"]
-    if name != trainer.NAME:  # which tells the ranks' mean
+    if name != TRAINER:  # which tells the ranks' mean
         assert first["losses"] != second["losses"]
 
 
@@ -76,9 +77,9 @@ def test_an_engine_evaluates_and_generates_what_ddp_does(name):
 
 
 def test_a_callback_of_trainer_generates_after_each_step():
-    for off, on in zip(ranks(trainer.NAME, False), ranks(trainer.NAME, True), strict=True):
-        assert ["error" in one for one in off["generations"]] == [True] * trainer.STEPS
-        assert ["value" in one for one in on["generations"]] == [True] * trainer.STEPS
+    for off, on in zip(ranks(TRAINER, False), ranks(TRAINER, True), strict=True):
+        assert ["error" in one for one in off["generations"]] == [True] * STEPS
+        assert ["value" in one for one in on["generations"]] == [True] * STEPS
 
 
 def test_a_call_that_gathered_shards_is_not_run_again_by_one_rank_alone():

@@ -10,7 +10,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .story import PROMPT, hashed, qlora
 
-NAME = "Trainer"
 STEPS = 3
 
 

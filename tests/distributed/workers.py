@@ -1,4 +1,4 @@
-"""Ray Train's two workers: ``python -m tests.distributed.workers FOLDER`` leaves what ``rank.py`` leaves."""
+"""Ray Train's two workers: ``python -m tests.distributed.workers FOLDER NAME`` leaves what ``rank.py`` leaves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-NAME = "Ray Train"
 PASSED_ON = ("QLORA_BF16_PATCH", "PYTHONPATH", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "SECONDS_OF_A_SCENARIO")
 
 
@@ -28,17 +27,17 @@ def train(options: dict[str, Any]) -> None:
     rank.quiet()
     faulthandler.dump_traceback_later(rank.SECONDS, exit=True, file=sys.__stderr__)
     folder = Path(options["folder"])
-    line = json.dumps([NAME, story.run(NAME, folder)])
+    line = json.dumps([options["name"], story.run(options["name"], folder)])
     (folder / f"{dist.get_rank()}.jsonl").write_text(f"{line}\n")
 
 
 def main() -> None:
-    folder = sys.argv[1]
+    folder, name = sys.argv[1:]
     variables = {name: os.environ[name] for name in PASSED_ON}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": variables}, log_to_driver=True)
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": variables})
     TorchTrainer(
         train,
-        train_loop_config={"folder": folder},
+        train_loop_config={"folder": folder, "name": name},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=2, use_gpu=False),
         run_config=RunConfig(storage_path=folder),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+CHECKPOINTED = ", checkpointed"  # behind an engine's name: with activation checkpointing
 ENGINES = {
     "DDP": "ddp:DDP",
     "compiled DDP": "ddp:CompiledDDP",
@@ -20,6 +21,8 @@ ENGINES = {
     "Fabric": "fabric:FabricDDP",
     "Ray Train": "ray_train:RayDDP",
 }
+# What starts its processes itself.
+TRAINER, RAY = "Trainer", "Ray Train"
 
 
 def engine(name: str) -> Any:

@@ -36,7 +36,7 @@ class Accelerate(Engine):
     def generate(self, **inputs: Any) -> torch.Tensor:
         accelerator, model = self.accelerator, self.model
         # >>>
-        tokens: torch.Tensor = accelerator.unwrap_model(model).generate(**inputs)
+        tokens = accelerator.unwrap_model(model).generate(**inputs)
         # <<<
         return tokens
 

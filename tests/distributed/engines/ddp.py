@@ -23,7 +23,7 @@ class DDP(Engine):
     def generate(self, **inputs: Any) -> torch.Tensor:
         model = self.model
         # >>>
-        tokens: torch.Tensor = model.module.generate(**inputs)
+        tokens = model.module.generate(**inputs)
         # <<<
         return tokens
 
@@ -37,7 +37,5 @@ class CompiledDDP(DDP):
     def prepare(self, model: Any) -> tuple[Any, Any]:
         # The first is 1 MiB otherwise, more than all adapters here (torch 2.13.0, _dynamo/backends/distributed.py).
         dist._DEFAULT_FIRST_BUCKET_BYTES = 1024
-        # >>>
         model = torch.compile(DistributedDataParallel(model, bucket_cap_mb=BUCKET), backend="aot_eager")
-        # <<<
         return model, adamw(model)

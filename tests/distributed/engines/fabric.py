@@ -36,7 +36,7 @@ class FabricDDP(Engine):
     def generate(self, **inputs: Any) -> torch.Tensor:
         model = self.model
         # >>>
-        tokens: torch.Tensor = model.module.generate(**inputs)
+        tokens = model.module.generate(**inputs)
         # <<<
         return tokens
 

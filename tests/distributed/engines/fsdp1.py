@@ -31,7 +31,7 @@ class FSDP1(Engine):
         model = self.model
         # >>>
         with FSDP.summon_full_params(model, recurse=False, writeback=False):
-            tokens: torch.Tensor = model.generate(**inputs)
+            tokens = model.generate(**inputs)
         # <<<
         return tokens
 

@@ -24,7 +24,7 @@ class FSDP2(Engine):
     def generate(self, **inputs: Any) -> torch.Tensor:
         model = self.model
         # >>>
-        tokens: torch.Tensor = model.generate(**inputs)
+        tokens = model.generate(**inputs)
         # <<<
         return tokens
 

@@ -46,7 +46,7 @@ class ZeRO2(Engine):
     def generate(self, **inputs: Any) -> torch.Tensor:
         model = self.model
         # >>>
-        tokens: torch.Tensor = model.module.generate(**inputs)
+        tokens = model.module.generate(**inputs)
         # <<<
         return tokens
 
