@@ -122,7 +122,10 @@ def told(folder: Path) -> str:
 def _stood(file: Path, rank: int) -> str:
     text = file.read_text()
     begun = re.findall(r"^scenario (.+)$", text, re.MULTILINE)
-    return f"rank {rank} in {begun[-1] if begun else 'its imports'}:\n{text[-3000:]}"
+    # faulthandler tells the main thread last, and the innermost frame first; a traceback ends with the error.
+    _, dumped, frames = text.rpartition("(most recent call first):\n")
+    stood = frames[:3000] if dumped else text[-3000:]
+    return f"rank {rank} in {begun[-1] if begun else 'its imports'}:\n{stood}"
 
 
 def _free_port() -> int:
