@@ -1,8 +1,9 @@
-"""Runs a part of a record in a process of its own, and cleans its words of what only this machine has."""
+"""Runs a part of a record in a process of its own, cleans its words of what only this machine has, and names it."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -39,3 +40,13 @@ def told(text: str) -> str:
     """One line without this machine's paths and addresses."""
     text = re.sub(r"/\S*/site-packages/|/\S*/lib/python3\.\d+/", "", text.replace(f"{ROOT}/", ""))
     return re.sub(r"\b0x[0-9a-f]+", "0x...", re.sub(r"/tmp/\S+", "a folder", " ".join(text.split())))[:300]
+
+
+def machine() -> str:
+    """The processor, and what bitsandbytes chooses its kernels by."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return f"{model}, {'with' if 'avx512_bf16' in flags else 'without'} AVX512-bf16, no GPU"

@@ -14,7 +14,6 @@ import json
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
@@ -22,7 +21,7 @@ from packaging.version import Version
 from .contracts import contracts
 from .held import complaints
 from .page import PARTS
-from .processes import RECORDS, last_line, run, told
+from .processes import RECORDS, last_line, machine, run, told
 from .reference import TOLD
 from .selection import swept
 
@@ -68,16 +67,6 @@ def main() -> int:
     wrong = [*complaints(record)]
     print(*(f"{options.stack}: {line}" for line in wrong), sep="\n", end="\n" * bool(wrong))
     return int(options.check and bool(wrong))
-
-
-def machine() -> str:
-    """The processor, and what bitsandbytes chooses its kernels by."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    return f"{model}, {'with' if 'avx512_bf16' in flags else 'without'} AVX512-bf16, no GPU"
 
 
 def versions() -> dict[str, str]:
