@@ -74,7 +74,8 @@ def base_is_plain(base: Any) -> bool:
 
 def is_dora(layer: Any) -> bool:
     """Whether a LoRA layer has a magnitude to its directions."""
-    return bool(layer._modules.get("lora_magnitude_vector"))
+    vectors = layer._modules.get("lora_magnitude_vector")
+    return vectors is not None and len(vectors) > 0  # Dynamo cannot trace its truth on torch 2.8
 
 
 def _plain_weight(adapter: Any) -> Any:

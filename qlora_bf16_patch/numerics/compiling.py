@@ -61,7 +61,7 @@ _ASKED = "in_torch_function_mode"
 _originals: dict[Any, Any] = {}  # by class, its method, while a frame is compiled under the mode
 
 
-def _starts(_: Any) -> None:
+def _starts(*_: Any) -> None:  # an argument that torch 2.8 gives, and 2.7 does not
     """A frame is about to be compiled; Dynamo holds its lock, and so nobody else's is."""
     cls: Any = getattr(sys.modules.get("torch._dynamo.variables.torch_function"), "SymbolicTorchFunctionState", None)
     if _ASKED in vars(cls or object) and is_on():
@@ -69,7 +69,7 @@ def _starts(_: Any) -> None:
         setattr(cls, _ASKED, lambda state: not _reads_an_attribute() and original(state))
 
 
-def _ends(_: Any) -> None:
+def _ends(*_: Any) -> None:
     while _originals:
         cls, original = _originals.popitem()
         setattr(cls, _ASKED, original)

@@ -20,6 +20,13 @@ def floating(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from (item for item in value if isinstance(item, torch.Tensor) and item.is_floating_point())
 
 
+def first(values: Iterable[Any], default: Any = None) -> Any:
+    """The first of ``values``. On torch 2.8 Dynamo cannot trace ``next`` with a default."""
+    for value in values:
+        return value
+    return default
+
+
 def cast(dtype: torch.dtype, value: Any) -> Any:
     """``value`` with its floating tensors in ``dtype``, in lists and tuples as well."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():

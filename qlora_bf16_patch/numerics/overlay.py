@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
+
 _Module = TypeVar("_Module")
 
 
@@ -20,6 +22,33 @@ def overlay(module: _Module, **attributes: Any) -> _Module:
     # Not cls.__new__(cls): FSDP2's class builds an object of the class that it replaced (torch 2.13.0,
     # distributed/fsdp/_fully_shard/_fully_shard.py, FSDPModule.__new__).
     other: Any = object.__new__(type(module))
-    other.__dict__.update(module.__dict__)
-    other.__dict__.update(attributes)
+    if torch.compiler.is_compiling() and not _UPDATES:
+        for name in _names(module):
+            other.__dict__[name] = module.__dict__[name]
+        for name in attributes:
+            other.__dict__[name] = attributes[name]
+    else:
+        other.__dict__.update(module.__dict__)
+        other.__dict__.update(attributes)
     return other  # type: ignore[no-any-return]
+
+
+# On torch 2.7 and 2.8 Dynamo traces no `__dict__.update`: it reads and writes single entries, and cannot list them.
+_UPDATES = torch.__version__ >= "2.10"  # a TorchVersion
+
+
+def _names(module: Any) -> tuple[str, ...]:
+    """The names in an object's ``__dict__``, as a constant of the code that is traced."""
+    from torch._dynamo.comptime import comptime
+
+    names: tuple[str, ...] = ()
+    comptime(_list)
+    return names
+
+
+def _list(context: Any) -> None:
+    from torch._dynamo.variables import ConstantVariable, TupleVariable
+
+    variables: Any = context._ComptimeContext__tx.symbolic_locals
+    names = variables["module"].realize().value.__dict__
+    variables["names"] = TupleVariable([ConstantVariable.create(name) for name in names])

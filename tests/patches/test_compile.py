@@ -84,7 +84,8 @@ def test_the_lora_patch_is_at_work_in_compiled_code():
 def test_a_bias_of_another_dtype_breaks_the_unpatched_graph_and_not_the_patched_one():
     model, x = linear4bit(), torch.randn(2, 64)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with qlora_bf16_patch.disabled(), pytest.raises(torch._dynamo.exc.Unsupported, match="mutate tensor data"):
+    refused = r"mutate tensor data|not set tensor"  # which of them depends on torch
+    with qlora_bf16_patch.disabled(), pytest.raises(torch._dynamo.exc.TorchDynamoException, match=refused):
         compiled(x)
     assert torch.equal(compiled(x), model(x))
 
@@ -170,3 +171,20 @@ def test_what_dynamo_breaks_the_graph_at_runs_as_without_a_compiler(dtype):
         for enabled in (True, False):
             with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_a_model_in_several_graphs_computes_what_it_computes_uncompiled_and_follows_a_toggle():
+    """What ``torch.compile`` makes by default of code that it cannot trace: before torch 2.8, of every 4-bit layer."""
+    model, x = lora_model(toy=Block()), torch.randn(1, 4, 64)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(compiled(x), model(x), atol=0, rtol=0)
+            with qlora_bf16_patch.disabled(), pytest.raises(Exception, match="type"):
+                compiled(x)
+
+
+def test_where_dynamo_traces_no_update_of_a_dict_an_overlay_is_made_entry_by_entry(monkeypatch):
+    monkeypatch.setattr("qlora_bf16_patch.numerics.overlay._UPDATES", False)
+    model, x = linear4bit(), torch.randn(2, 64)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dtypes import HALF, autocast_is_on, cast, floating
+from ..dtypes import HALF, autocast_is_on, cast, first, floating
 from .operands import Args, Kwargs, operand
 from .rule import Dtypes, Rule, Tensors, activations, mixed_outside_autocast
 
@@ -26,7 +26,7 @@ def _differ(func: Any, args: Args, kwargs: Kwargs) -> bool:
 
 def _halves(func: Any, operands: Tensors) -> Dtypes:
     query, key, value, *_ = operands
-    common = next((tensor.dtype for tensor in (value, key, query) if tensor.dtype in HALF), query.dtype)
+    common = first((tensor.dtype for tensor in (value, key, query) if tensor.dtype in HALF), query.dtype)
     return common, query.dtype
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dtypes import HALF, autocast_is_on, cast, floating
+from ..dtypes import HALF, autocast_is_on, cast, first, floating
 from .operands import Args, Kwargs, name_of
 
 Dtypes = tuple[torch.dtype, torch.dtype]
@@ -25,21 +25,21 @@ def firsts(func: Any, operands: Tensors) -> Dtypes:
 
 def activations(func: Any, operands: Tensors) -> Dtypes:
     """A parameter's dtype, else autocast's or the half precision; and that of the first that is no parameter."""
-    given = next((tensor for tensor in operands if not isinstance(tensor, nn.Parameter)), operands[0]).dtype
-    parameter = next((tensor for tensor in operands if isinstance(tensor, nn.Parameter)), None)
+    given = first((tensor for tensor in operands if not isinstance(tensor, nn.Parameter)), operands[0]).dtype
+    parameter = first(tensor for tensor in operands if isinstance(tensor, nn.Parameter))
     if parameter is not None:
         return parameter.dtype, given
     if autocast_is_on(operands[0].device.type):
         return torch.get_autocast_dtype(operands[0].device.type), given
-    return next((half for half in HALF if any(tensor.dtype == half for tensor in operands)), torch.float32), given
+    return first((half for half in HALF if any(tensor.dtype == half for tensor in operands)), torch.float32), given
 
 
 def widest(func: Any, operands: Tensors) -> Dtypes:
     """float32 where it is among them, else autocast's own, else the first one's."""
-    device, first = operands[0].device.type, operands[0].dtype
+    device, given = operands[0].device.type, operands[0].dtype
     if any(tensor.dtype == torch.float32 for tensor in operands):
         return torch.float32, torch.float32
-    return (torch.get_autocast_dtype(device),) * 2 if autocast_is_on(device) else (first, first)
+    return (torch.get_autocast_dtype(device),) * 2 if autocast_is_on(device) else (given, given)
 
 
 def to(dtype: torch.dtype, at: int | str, value: Any) -> Any:
@@ -57,8 +57,8 @@ def mixed(func: Any, args: Args, kwargs: Kwargs) -> bool:
 
 
 def mixed_outside_autocast(func: Any, args: Args, kwargs: Kwargs) -> bool:
-    first = next(floating((*args, *kwargs.values())), None)
-    return first is not None and not autocast_is_on(first.device.type) and mixed(func, args, kwargs)
+    given = first(floating((*args, *kwargs.values())))
+    return given is not None and not autocast_is_on(given.device.type) and mixed(func, args, kwargs)
 
 
 @dataclasses.dataclass(frozen=True)

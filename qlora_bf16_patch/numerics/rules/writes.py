@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..dtypes import HALF, autocast_is_on, floating
+from ..dtypes import HALF, autocast_is_on, first, floating
 from .operands import Args, Kwargs, found
 from .rule import Dtypes, Rule, Tensors, mixed, mixed_outside_autocast, widest
 
@@ -27,7 +27,7 @@ def _is_not_autocasts(func: Any, args: Args, kwargs: Kwargs) -> bool:
         return False
     own = torch.get_autocast_dtype(tensors[0].device.type)
     unusual = (t.dtype for t in tensors if t.dtype in (torch.float32, *HALF) and t.dtype != own)
-    return next(unusual, torch.float32) != torch.float32
+    return bool(first(unusual, torch.float32) != torch.float32)
 
 
 def _copies(func: Any, args: Args, kwargs: Kwargs) -> bool:
