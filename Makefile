@@ -3,7 +3,7 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test sweep bench matrix matrix-check engines demo clean
+.PHONY: test sweep bench matrix matrix-check engines cuda demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,10 @@ QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRE
 
 test: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# What the tests say on CUDA: on an emulated GPU, or, with DEVICE=cuda, on a real one
+cuda: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.cuda $(or $(DEVICE),emulated)
 
 sweep: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.recipes.sweep

@@ -1,13 +1,14 @@
-"""Toys of k-bit layers with every PEFT method, and the devices that they run on."""
+"""Toys of k-bit layers with every PEFT method."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+
+from . import devices  # isort: skip  # before torch
 
 import bitsandbytes as bnb
 import torch
@@ -63,14 +64,17 @@ def methods() -> list[tuple[str, int]]:
 
 
 def kbit(bits: int, compute_dtype: torch.dtype = BF16, bias: torch.dtype = F32, **options: Any) -> nn.Module:
-    """A quantized linear layer on the CPU, SIZE by SIZE, with a bias."""
+    """A quantized linear layer, SIZE by SIZE, with a bias."""
+    with devices.on_cpu():
+        if bits == 4:
+            layer = bnb.nn.Linear4bit(SIZE, SIZE, compute_dtype=compute_dtype, quant_type="nf4", **options)
+        else:
+            layer = bnb.nn.Linear8bitLt(SIZE, SIZE, has_fp16_weights=False)
+    layer = layer.to(devices.TYPE)
     if bits == 4:
-        layer = bnb.nn.Linear4bit(SIZE, SIZE, compute_dtype=compute_dtype, quant_type="nf4", **options).to("cpu")
         # bitsandbytes repacks a weight in evaluation where the CPU has AVX512-bf16, and rounds it: another kernel than
         # training's, and another result from CPU to CPU (bitsandbytes 0.49 and later, _convert_weight_packed_for_cpu).
         layer.support_avx512bf16_for_cpu = False
-    else:
-        layer = bnb.nn.Linear8bitLt(SIZE, SIZE, has_fp16_weights=False).to("cpu")
     layer.bias.data = layer.bias.data.to(bias)
     return layer
 
@@ -114,7 +118,7 @@ class Recipe:
     head: torch.dtype | None = None
 
     def build(self) -> nn.Module:
-        """The toy with adapters of which every parameter does something, on the CPU."""
+        """The toy with adapters of which every parameter does something."""
         config = self.config()
         torch.manual_seed(1)
         model = get_peft_model(Toy(self.bits, self.compute_dtype, self.head), config, autocast_adapter_dtype=False)
@@ -129,7 +133,7 @@ class Recipe:
             for name, parameter in model.named_parameters():
                 if ".other." in name:
                     parameter.data = parameter.data.to(other)
-        return model
+        return model.to(devices.TYPE)
 
     def config(self) -> Any:
         kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.method)]
@@ -156,27 +160,15 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-@dataclass(frozen=True)
-class Device:
-    """Where a step runs: ``put`` takes a tensor or a model there, ``get`` takes a tensor back."""
-
-    name: str = "cpu"
-    put: Callable[[Any], Any] = lambda value: value
-    get: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
-
-    def autocast(self, enabled: bool = True, dtype: torch.dtype = BF16) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.name, dtype, enabled=enabled)
-
-    def input(self, dtype: torch.dtype = F32) -> Any:
-        """Three tokens of two sequences, the same at each call."""
-        return self.put(torch.randn(2, 3, SIZE, generator=torch.Generator().manual_seed(2)).to(dtype))
-
-
-CPU = Device()
+def hidden_states(dtype: torch.dtype = F32) -> torch.Tensor:
+    """Three tokens of two sequences, the same at each call."""
+    with devices.on_cpu():
+        x = torch.randn(2, 3, SIZE, generator=torch.Generator().manual_seed(2)).to(dtype)
+    return x.to(devices.TYPE)
 
 
 def recipes(method: str, bits: int, calls: int = 1, **fixed: Any) -> Iterator[Recipe]:
-    """Every way to build a model of a method, but with ``fixed``; it must bear so many calls on the CPU."""
+    """Every way to build a model of a method, but with ``fixed``; it must bear so many calls."""
     simple = Recipe(method, bits)
     ranges = {
         "compute_dtype": (BF16, F16, F32) if bits == 4 else (BF16,),  # 8-bit layers have none to configure
@@ -188,5 +180,5 @@ def recipes(method: str, bits: int, calls: int = 1, **fixed: Any) -> Iterator[Re
         recipe = replace(simple, **dict(zip(ranges, values, strict=True)))
         # On a CPU DoRA quantizes an 8-bit weight anew at its first call, and the second finds no scales (peft 0.21.2,
         # peft/utils/integrations.py, dequantize_module_weight).
-        if calls == 1 or (recipe.variant, bits) != ("DoRA", 8):
+        if calls == 1 or (recipe.variant, bits) != ("DoRA", 8) or devices.TYPE != "cpu":
             yield recipe

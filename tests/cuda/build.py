@@ -21,8 +21,8 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++"))
 
 
-def load() -> None:
-    """Make the device known to this process.
+def load() -> ctypes.CDLL:
+    """Make the device known to this process, and return its library.
 
     Raises:
         RuntimeError: torch is imported already; it asks for the hooks once and keeps the answer.
@@ -33,7 +33,7 @@ def load() -> None:
     libraries = _torch() / "lib"
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(libraries / name), mode=ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(str(_built()))
+    return ctypes.CDLL(str(_built()))
 
 
 def _torch() -> Path:
@@ -43,14 +43,14 @@ def _torch() -> Path:
 
 
 def _built() -> Path:
-    """The library, compiled once (20 s) for each release of torch and each version of the source."""
+    """The library, compiled once (half a minute) for each release of torch and each version of the source."""
     key = hashlib.sha256(importlib.metadata.version("torch").encode() + SOURCE.read_bytes()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"qlora_bf16_patch_tests_{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     built = folder / f"emulated_cuda_{key}.so"
     if not built.exists():
         include, own = _torch() / "include", built.with_suffix(f".{os.getpid()}.so")
-        command = [compiler() or "c++", "-shared", "-fPIC", "-std=c++20", str(SOURCE), "-o", str(own)]
+        command = [compiler() or "c++", "-O1", "-shared", "-fPIC", "-std=c++20", str(SOURCE), "-o", str(own)]
         command += [f"-isystem{include}", f"-isystem{include}/torch/csrc/api/include"]
         subprocess.run([*command, f"-L{_torch()}/lib", "-lc10", "-ltorch_cpu"], check=True)
         own.replace(built)  # at once, since another process may build it as well

@@ -7,6 +7,7 @@ import torch
 
 from qlora_bf16_patch.numerics.mode import CastOnMismatch
 
+from .. import devices
 from .operations.asking import ask, attempt, same
 from .operations.calls import every_call
 from .operations.page import EXCUSED, PAGE, page, wrong
@@ -29,6 +30,7 @@ def test_what_torch_refuses_is_mended_and_what_it_takes_is_left_alone(findings):
     assert not wrong(findings)
 
 
+@pytest.mark.cpu("the page is of it")
 def test_the_page_says_what_is_found(findings):
     told = PAGE.read_text()
     if f"torch {torch.__version__.partition('+')[0]} on CPU" in told:
@@ -68,7 +70,7 @@ def test_compiled_an_operation_is_cast_exactly_where_torch_refuses_it(name, auto
         torch._dynamo.reset()
         mode = CastOnMismatch()
         compiled = torch.compile(within, backend="eager", fullgraph=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(devices.TYPE, torch.bfloat16, enabled=autocast):
             args, kwargs = call.given(dtypes)
             torch.manual_seed(0)
             result = compiled(*args, mode=mode, **kwargs)

@@ -1,4 +1,4 @@
-"""Toys of real bitsandbytes and PEFT layers on CPU, and the dtypes that the contracts range over."""
+"""Toys of real bitsandbytes and PEFT layers, and the dtypes that the contracts range over."""
 
 import contextlib
 import copy
@@ -10,6 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import qlora_bf16_patch
+
+from .. import devices
 
 FLOATING = [torch.float32, torch.bfloat16, torch.float16]
 HALF = [torch.bfloat16, torch.float16]
@@ -41,7 +43,9 @@ class Model(Toy):
 
 def linear4bit(compute_dtype=torch.bfloat16, bias=True):
     torch.manual_seed(0)
-    layer = bnb.nn.Linear4bit(64, 64, bias=bool(bias), compute_dtype=compute_dtype, quant_type="nf4").to("cpu")
+    with devices.on_cpu():
+        layer = bnb.nn.Linear4bit(64, 64, bias=bool(bias), compute_dtype=compute_dtype, quant_type="nf4")
+    layer = layer.to(devices.TYPE)
     if isinstance(bias, torch.dtype):
         layer.bias.data = layer.bias.data.to(bias)
     return layer
@@ -52,7 +56,7 @@ def lora_model(adapter_dtype=torch.float32, compute_dtype=torch.bfloat16, bias=T
     toy = toy or Toy(bias, compute_dtype)
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules=["proj"], init_lora_weights=False, **options)
-    model = get_peft_model(toy, config, autocast_adapter_dtype=False).eval()
+    model = get_peft_model(toy, config, autocast_adapter_dtype=False).eval().to(devices.TYPE)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(adapter_dtype)
@@ -81,7 +85,16 @@ def assert_takes_a_flattened_bias(layer, dtype):
 
 def autocast(dtype):
     """What a training step in ``dtype`` runs in; autocast knows half precisions alone."""
-    return torch.autocast("cpu", dtype=dtype) if dtype in HALF else contextlib.nullcontext()
+    return torch.autocast(devices.TYPE, dtype=dtype) if dtype in HALF else contextlib.nullcontext()
+
+
+def assert_as_under_autocast(outside, inside, dtype):
+    """What a layer gives back outside of autocast, held against what it does inside of it."""
+    assert outside.dtype == dtype
+    # Under CUDA's autocast PEFT casts nothing back: DoRA, or adapters in another half precision, leak another dtype
+    # (unsloth#6526), and upstream's result stands.
+    assert inside.dtype == dtype or devices.TYPE == "cuda"
+    assert torch.equal(outside, inside.to(dtype))
 
 
 def state(module):

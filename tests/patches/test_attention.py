@@ -12,6 +12,7 @@ from transformers.models.qwen3 import modeling_qwen3
 
 import qlora_bf16_patch
 
+from .. import devices
 from .conftest import FLOATING, lora_model
 from .test_boundary import Model
 
@@ -58,7 +59,7 @@ def test_attention_takes_other_dtypes_exactly_where_torch_raises(autocast):
         torch.manual_seed(0)
         q, k, m = (torch.randn(1, 2, 4, n).to(dtype) for dtype, n in zip(dtypes, (8, 8, 4), strict=True))
         reference = Attention()(q.double(), k.double(), k.double(), m.double())
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(devices.TYPE, torch.bfloat16, enabled=autocast):
             with qlora_bf16_patch.disabled(NAME):
                 unpatched = attempt(model, q, k, k, m)
             for patched in (attempt(model, q, k, k, m) for _ in range(2)):
@@ -78,7 +79,7 @@ def test_eager_attention_takes_other_dtypes_exactly_where_torch_raises(model, au
         torch.manual_seed(0)
         q, k, v = (torch.randn(1, 2, 4, 8).to(dtype) for dtype in dtypes)
         reference = nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=1.0)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(devices.TYPE, torch.bfloat16, enabled=autocast):
             with qlora_bf16_patch.disabled(NAME):
                 unpatched = attempt(toy, q, k, v)
             for patched in (attempt(toy, q, k, v) for _ in range(2)):

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import qlora_bf16_patch
 
+from .. import devices
 from .conftest import Toy, linear4bit, lora_model
 
 BF16 = torch.bfloat16
@@ -27,8 +28,8 @@ class Experts(nn.Module):
         self.gate, self.checkpoint = nn.Parameter(torch.randn(1, 64, 64, dtype=BF16) / 8), called
 
     def multiplied(self, x):
-        stream = torch.zeros(x.shape, dtype=BF16)
-        stream[torch.tensor([0])] = torch.bmm(x, self.gate)
+        stream = x.new_zeros(x.shape, dtype=BF16)  # on a GPU in the backward's own thread, which has no default device
+        stream[torch.tensor([0], device=x.device)] = torch.bmm(x, self.gate)
         return stream * x
 
     def forward(self, x):
@@ -128,7 +129,7 @@ def step(kind, where, function, autocast):
     for _ in range(2):
         model.zero_grad()
         x = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        with torch.autocast("cpu", BF16, enabled=autocast):
+        with torch.autocast(devices.TYPE, BF16, enabled=autocast):
             loss = model(x).float().square().sum()
         loss.backward()
     return loss, [x.grad, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)]
@@ -154,5 +155,5 @@ def test_a_step_with_a_checkpoint_has_the_gradients_of_one_without(kind, where, 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_without_the_patch_torch_refuses_the_forward(kind):
-    with qlora_bf16_patch.disabled("peft.boundary"), pytest.raises(RuntimeError, match="dtype"):
+    with qlora_bf16_patch.disabled("peft.boundary"), pytest.raises(RuntimeError, match="type"):
         step(kind, "inside", functools.partial(checkpoint, use_reentrant=False), autocast=False)

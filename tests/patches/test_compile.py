@@ -8,6 +8,7 @@ from torch import nn
 
 import qlora_bf16_patch
 
+from .. import devices
 from .conftest import FLOATING, HALF, Model, Toy, autocast, linear4bit, lora_model
 from .test_boundary import Experts, Router
 
@@ -169,7 +170,7 @@ def test_what_dynamo_breaks_the_graph_at_runs_as_without_a_compiler(dtype):
     for training in (True, False):
         model.train(training)
         for enabled in (True, False):
-            with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            with torch.set_grad_enabled(training), torch.autocast(devices.TYPE, torch.bfloat16, enabled=enabled):
                 torch.testing.assert_close(compiled(x), model(x))
 
 

@@ -7,9 +7,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 
 import qlora_bf16_patch
 
+from .. import devices
+
 NAME = "transformers.generate"
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers' new names
-IDS = torch.arange(3, 9)[None]
+IDS = torch.arange(3, 9, device=devices.TYPE)[None]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def load(checkpoint, bits=4, compute_dtype=torch.bfloat16, dtype=torch.bfloat16)
         checkpoint,
         quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, **config),
         dtype=dtype,
-        device_map={"": "cpu"},
+        device_map={"": devices.TYPE},
     ).eval()
 
 
@@ -37,7 +39,9 @@ def seen(model):
     dtypes = []
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     handle = base.lm_head.register_forward_pre_hook(
-        lambda *_: dtypes.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        lambda *_: dtypes.append(
+            torch.get_autocast_dtype(devices.TYPE) if torch.is_autocast_enabled(devices.TYPE) else None
+        )
     )
     scores = model.generate(
         input_ids=IDS, max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -66,7 +70,7 @@ def test_its_logits_are_those_of_an_autocast_forward(checkpoint):
     for name, module in model.named_modules():
         if "norm" in name:
             module.to(torch.float32)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast(devices.TYPE, torch.bfloat16):
         expected = model(input_ids=IDS).logits[:, -1].float()
     with qlora_bf16_patch.enabled(NAME):
         assert torch.equal(seen(model)[1], expected)
@@ -76,7 +80,7 @@ def test_its_logits_are_those_of_an_autocast_forward(checkpoint):
 
 def test_autocast_that_is_on_already_is_left_alone(checkpoint):
     model = load(checkpoint, dtype=torch.float16)
-    with qlora_bf16_patch.enabled(NAME), torch.autocast("cpu", torch.float16):
+    with qlora_bf16_patch.enabled(NAME), torch.autocast(devices.TYPE, torch.float16):
         assert seen(model)[0] == {torch.float16}
 
 

@@ -9,11 +9,12 @@ import torch
 
 import qlora_bf16_patch
 
+from .. import devices
 from .conftest import FLOATING, HALF, assert_unchanged, linear4bit, lora_model, state
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.skipif(devices.NAME == "emulated" or not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
 

@@ -86,6 +86,7 @@ def test_the_first_input_does_not_overrule_the_configured_compute_dtype():
     assert layer.compute_dtype == torch.bfloat16
 
 
+@pytest.mark.cpu("bitsandbytes repacks weights for it")
 def test_a_weight_is_not_repacked_for_the_cpu():
     # From 0.49 on for CPUs with AVX512-bf16; the kernel is theirs, the repacking runs on any.
     def packed(layer):

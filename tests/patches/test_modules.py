@@ -9,6 +9,7 @@ from torch import nn
 
 import qlora_bf16_patch
 
+from .. import devices
 from .conftest import Model, lora_model
 
 BF16 = torch.bfloat16
@@ -238,7 +239,7 @@ def prepared(case):
 
 @contextlib.contextmanager
 def settings(training, autocast):
-    with torch.autocast("cpu", BF16, enabled=autocast), torch.set_grad_enabled(training):
+    with torch.autocast(devices.TYPE, BF16, enabled=autocast), torch.set_grad_enabled(training):
         yield
 
 
@@ -265,7 +266,7 @@ def test_what_torch_refuses_is_computed_as_in_float32(case, training, autocast, 
         model.train(training)
         for _ in range(2):
             result = run(x)
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(devices.TYPE, enabled=False):
                 expected = reference(hidden.float())
             torch.testing.assert_close(result.float(), expected, atol=0.06, rtol=0.03)
     if training:

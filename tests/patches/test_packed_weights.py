@@ -11,6 +11,7 @@ import qlora_bf16_patch
 from qlora_bf16_patch.hosts.packed import PackedWeights
 from qlora_bf16_patch.numerics.mode import CastOnMismatch
 
+from .. import devices
 from .conftest import Model, lora_model
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -98,6 +99,11 @@ COMPILED = [Directly, InAHelper, ByTheFirstParameter, OfItsData, AsTheWeight, Be
 
 def linear(bits):
     torch.manual_seed(0)
+    with devices.on_cpu():
+        return _linear(bits).to(devices.TYPE)
+
+
+def _linear(bits):
     weight = (torch.randn(64, 64) / 8).to(BF16)
     if bits == 4:
         layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=BF16, quant_type="nf4")
@@ -105,7 +111,7 @@ def linear(bits):
     else:
         layer = bitsandbytes.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
         layer.weight = bitsandbytes.nn.Int8Params(weight.half(), requires_grad=False, has_fp16_weights=False)
-    return layer.to("cpu")
+    return layer
 
 
 def models(kind, bits):
@@ -129,7 +135,7 @@ def models(kind, bits):
 def test_activations_that_are_cast_to_a_packed_weights_dtype_stay_floating(kind, bits, gradients, autocast):
     model, reference = models(kind, bits)
     x = torch.randn(2, 64, requires_grad=gradients)
-    with torch.autocast("cpu", BF16, enabled=autocast), torch.set_grad_enabled(gradients):
+    with torch.autocast(devices.TYPE, BF16, enabled=autocast), torch.set_grad_enabled(gradients):
         expected = reference(x)
         with (
             qlora_bf16_patch.disabled("peft.boundary"),
@@ -161,7 +167,8 @@ class Attributes(Part):
 
     def forward(self, x):
         weight = self.layer.weight
-        if weight.dtype.is_floating_point or weight.device.type != "cpu" or not weight.shape or weight.requires_grad:
+        other = weight.dtype.is_floating_point or weight.device.type != devices.TYPE
+        if other or not weight.shape or weight.requires_grad:
             x = x + 1
         return self.layer(x)
 
@@ -231,7 +238,8 @@ def test_a_model_that_knows_that_its_weight_is_packed_is_told_the_truth(kind, dt
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16], ids=str)
 def test_a_4_bit_weight_is_dequantized_before_it_is_clamped_and_not_clamped_in_place(dtype):
-    layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_storage=dtype).to("cpu")
+    with devices.on_cpu():
+        layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_storage=dtype).to(devices.TYPE)
     weight = layer.weight
     expected = dequantize_4bit(weight.data, weight.quant_state).clamp(-0.01, 0.01)
     with CastOnMismatch(special=PackedWeights(lambda *_: True, lambda: False).handlers):

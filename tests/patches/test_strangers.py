@@ -19,6 +19,7 @@ import qlora_bf16_patch
 from qlora_bf16_patch.hosts import lora as host
 from qlora_bf16_patch.patches import boundary
 
+from .. import devices
 from .conftest import Toy, lora_model
 from .test_boundary import Model, Twice
 
@@ -53,7 +54,7 @@ def theirs(request, monkeypatch):
 @pytest.mark.parametrize("gradients", [False, True], ids=["no gradients", "gradients"])
 def test_anothers_linear_forward_is_called_as_often_as_without_the_patches(theirs, autocast, gradients):
     model, x = lora_model(torch.bfloat16), torch.randn(2, 64).bfloat16()
-    with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.set_grad_enabled(gradients), torch.autocast(devices.TYPE, torch.bfloat16, enabled=autocast):
         for _ in range(2):
             model(x)
     layer = model.base_model.model
@@ -150,7 +151,7 @@ def test_a_layout_of_lora_that_was_never_looked_at_takes_upstreams_forward_and_h
     layer, x = lora_model().base_model.model.proj, torch.randn(2, 64)
     with torch.no_grad():
         expected, regions = layer(x), []
-        layer.base_layer.register_forward_hook(lambda *_: regions.append(torch.is_autocast_enabled("cpu")))
+        layer.base_layer.register_forward_hook(lambda *_: regions.append(torch.is_autocast_enabled(devices.TYPE)))
         monkeypatch.setattr(Linear4bit, "other_param_names", (*Linear4bit.other_param_names, "of_tomorrow"))
         assert host.plain_adapters(layer, x) is None
         assert torch.equal(layer(x), expected)

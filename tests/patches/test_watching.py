@@ -16,6 +16,7 @@ from qlora_bf16_patch.patches import boundary
 from qlora_bf16_patch.watching import refusals
 from qlora_bf16_patch.watching.rewind import Snapshot
 
+from .. import devices
 from .conftest import Model, Toy, linear4bit, lora_model
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -240,7 +241,7 @@ def test_one_thread_trains_while_another_generates():
 
     def train():
         for _ in range(20):
-            with torch.autocast("cpu", BF16):
+            with torch.autocast(devices.TYPE, BF16):
                 model(x).sum().backward()
 
     def generate():
@@ -398,7 +399,7 @@ def test_each_cast_is_one_event_with_its_place_operand_dtypes_patch_and_kind_of_
         watch.record.casts.clear()
         for _ in range(2):
             model(torch.randn(1, 4, 64))
-        with torch.autocast("cpu", BF16):
+        with torch.autocast(devices.TYPE, BF16):
             model(torch.randn(1, 4, 64))
     (cast,) = watch.record.casts
     assert (cast.path, cast.module, cast.operation, cast.operand) == ("part.0", "Stack", "index_put", "source")

@@ -17,6 +17,7 @@ from torch import nn
 
 import qlora_bf16_patch
 
+from .. import devices
 from ..patches.conftest import autocast, linear4bit, lora_layer, lora_model
 from ..patches.test_boundary import Model
 from ..patches.test_tuners import adapted
@@ -170,16 +171,28 @@ def cuda_autocast():
 
 
 @pytest.mark.usefixtures("cuda_autocast")
+@pytest.mark.cpu("on a GPU see the next one")
 @torch.no_grad()
 def test_row_8_dora_promotes_a_bfloat16_stream_under_cuda_autocast():
     # Here a layer on the CPU, outside of its own autocast; in training, and under autocast, upstream's result stands
-    # unless peft.lora.autocast_output is on (tests/cuda holds that).
+    # unless peft.lora.autocast_output is on.
     layer, x = lora_layer(torch.float32, use_dora=True), torch.randn(2, 64).bfloat16()
     layer.lora_A.to(torch.bfloat16)
     layer.lora_B.to(torch.bfloat16)  # what autocast would do on the GPU; the magnitude stays float32
     with qlora_bf16_patch.disabled():
         assert layer(x).dtype == torch.float32
     assert layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(devices.TYPE == "cpu", reason="CUDA's autocast needs a GPU, or an emulated one (make cuda)")
+def test_row_8_dora_follows_cudas_autocast_with_the_option():
+    layer, x = lora_layer(torch.float32, use_dora=True), torch.randn(2, 64).bfloat16()
+    with autocast(torch.bfloat16):
+        assert layer(x).dtype == torch.float32  # a training that runs stays as it is
+        with qlora_bf16_patch.enabled("peft.lora.autocast_output"):
+            assert layer(x).dtype == torch.bfloat16
+    with torch.no_grad():
+        assert layer(x).dtype == torch.bfloat16
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's, of SHiRA
@@ -200,7 +213,9 @@ def test_row_9_other_methods_mismatch(method, bits):
 @torch.no_grad()
 def test_row_10_other_methods_leak_another_dtype(method, bits):
     model, x = adapted(method, bits), torch.randn(2, 64).bfloat16()
-    with qlora_bf16_patch.disabled():
+    # On a GPU RandLora mismatches: PEFT casts its matrices to float32 on a CPU alone.
+    mismatches = method == PeftType.RANDLORA and devices.TYPE == "cuda"
+    with unpatched() if mismatches else qlora_bf16_patch.disabled():
         assert model(x).dtype == torch.float32
     assert model(x).dtype == torch.bfloat16
     with autocast(torch.bfloat16), qlora_bf16_patch.enabled("peft.tuners.autocast_output", "peft.lora.autocast_output"):
@@ -233,7 +248,8 @@ def test_row_13_lora_on_8_bits_keeps_the_streams_dtype():
     # PEFT before 0.2.0 raised "expected scalar type Half but found Float" here; today autocast's dtype leaks out.
     model, x = adapted(PeftType.LORA, 8).train(), torch.randn(2, 64)
     with autocast(torch.bfloat16):
-        assert model(x).dtype == torch.bfloat16  # a training that runs stays as it is
+        # A training that runs stays as it is; on a GPU it multiplies integers, and gives the input's dtype back.
+        assert model(x).dtype == (torch.bfloat16 if devices.TYPE == "cpu" else torch.float32)
     model.eval()
     with torch.no_grad():
         assert model(x).dtype == torch.float32
@@ -249,7 +265,7 @@ def test_row_14_patch_embeddings_norms_and_projectors(part):
 
 @pytest.mark.usefixtures("cuda_autocast")
 def test_row_15_a_layer_on_the_cpu_inside_cuda_autocast():
-    layer, x = lora_layer(torch.bfloat16), torch.randn(2, 64)
+    layer, x = lora_layer(torch.bfloat16).to("cpu"), torch.randn(2, 64, device="cpu")
     with unpatched():
         layer(x)
     assert layer(x).dtype == torch.float32
@@ -293,6 +309,7 @@ def test_row_21_activations_truncated_to_the_storage_dtype(name):
             runs.train(runs.TOYS[name], copy.deepcopy(model), autocast=False)
 
 
+@pytest.mark.cpu("CUDA's autocast covers the norm")
 def test_row_22_a_layer_norm_under_autocast_on_the_cpu():
     model, x = lora_model(toy=Model(nn.LayerNorm(64).bfloat16())), torch.randn(2, 64)
     with autocast(torch.bfloat16):

@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import qlora_bf16_patch
 from benchmarks.models import TOY, checkpoint, llama
 
+from .. import devices
+
 F32, BF16 = torch.float32, torch.bfloat16
-IDS = torch.arange(3, 15)[None]
+IDS = torch.arange(3, 15, device=devices.TYPE)[None]
 REFUSED = "same dtype"
 
 # Third parties about each other: checkpointing under a new name, generation's defaults, a resized vocabulary.
@@ -32,7 +34,7 @@ def bare():
     """A quantized Llama without PEFT, its norms in float32."""
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=BF16)
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint(TOY).name, quantization_config=quantization, dtype=BF16, device_map={"": "cpu"}
+        checkpoint(TOY).name, quantization_config=quantization, dtype=BF16, device_map={"": devices.TYPE}
     )
     for name, module in model.named_modules():
         if "norm" in name:

@@ -11,14 +11,14 @@ import qlora_bf16_patch  # noqa: F401
 from qlora_bf16_patch.hosts import own_backward
 from qlora_bf16_patch.patches import boundary, tuners
 
-from ..toys import BF16, CPU, F16, Recipe
+from ..toys import BF16, F16, Recipe, hidden_states
 
 # Third parties about each other: checkpointing under a new name, bitsandbytes' own cast.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
 def loha():
-    return Recipe("LOHA", bits=8, adapter_dtype=F16).build().train(), CPU.input()
+    return Recipe("LOHA", bits=8, adapter_dtype=F16).build().train(), hidden_states()
 
 
 def yoso(tmp_path):

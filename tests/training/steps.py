@@ -1,4 +1,4 @@
-"""One training step, one evaluation, and what the shim may not change about them, on any device."""
+"""One training step, one evaluation, and what the shim may not change about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import qlora_bf16_patch
 
-from ..toys import BF16, CPU, F32, MISMATCH, Device, Recipe, called, short
+from .. import devices
+from ..toys import BF16, F32, MISMATCH, Recipe, called, hidden_states, short
 
 CHECKPOINTING = {"none": None, "reentrant": True, "non-reentrant": False, "whole reentrant": True, "whole": False}
 
@@ -38,10 +39,10 @@ def calls(checkpointing: Iterable[str] = CHECKPOINTING) -> Iterator[Call]:
         yield Call(input_dtype, how, autocast)
 
 
-def train(model: nn.Module, call: Call, device: Device = CPU) -> dict[str, torch.Tensor]:
+def train(model: nn.Module, call: Call) -> dict[str, torch.Tensor]:
     """One training step; returns output, loss, and the gradient of all that is trained and of the input."""
     model.train()
-    x, reentrant = device.input(call.input_dtype), CHECKPOINTING[call.checkpointing]
+    x, reentrant = hidden_states(call.input_dtype), CHECKPOINTING[call.checkpointing]
     run: Callable[..., Any] = model
     model.get_base_model().checkpoint = called
     if reentrant is not None:
@@ -51,7 +52,7 @@ def train(model: nn.Module, call: Call, device: Device = CPU) -> dict[str, torch
         else:
             model.get_base_model().checkpoint = lambda function, x: checkpoint(function, x, use_reentrant=reentrant)
     torch.manual_seed(4)
-    with device.autocast(call.autocast):
+    with torch.autocast(devices.TYPE, BF16, enabled=call.autocast):
         output = run(x)
         loss = output.float().square().mean()
     loss.backward()
@@ -59,16 +60,16 @@ def train(model: nn.Module, call: Call, device: Device = CPU) -> dict[str, torch
     gradients |= {"the input": x.grad} if x.grad is not None else {}
     assert len(gradients) > (reentrant is not None), "nothing was trained"
     results = {"output": output, "loss": loss, **{f"gradient of {name}": grad for name, grad in gradients.items()}}
-    return {name: device.get(value.detach()) for name, value in results.items()}
+    return {name: value.detach() for name, value in results.items()}
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, call: Call, device: Device = CPU) -> torch.Tensor:
+def evaluate(model: nn.Module, call: Call) -> torch.Tensor:
     """The output of a forward in evaluation."""
     model.eval()
     torch.manual_seed(4)
-    with device.autocast(call.autocast):
-        return device.get(model(device.input(call.input_dtype)))
+    with torch.autocast(devices.TYPE, BF16, enabled=call.autocast):
+        return model(hidden_states(call.input_dtype))
 
 
 def difference(results: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str:
@@ -104,15 +105,15 @@ def unpatched(function: Callable[..., Any], model: nn.Module, *args: Any) -> Any
         raise
 
 
-def verdict(model: nn.Module, recipe: Recipe, call: Call, device: Device = CPU) -> Verdict:
+def verdict(model: nn.Module, recipe: Recipe, call: Call) -> Verdict:
     """Trains two copies of ``model`` a step each, without and with the shim."""
     case = f"{recipe}; {call}"
     try:
-        expected = unpatched(train, model, call, device)
+        expected = unpatched(train, model, call)
     except Exception as error:
         return Verdict(case, "beyond", f"{type(error).__name__}: {error}")
     try:
-        results = train(copy.deepcopy(model), call, device)
+        results = train(copy.deepcopy(model), call)
     except Exception as error:
         return Verdict(case, "wrong", f"raises {type(error).__name__}: {str(error).splitlines()[0]}")
     if expected is None:
@@ -121,17 +122,17 @@ def verdict(model: nn.Module, recipe: Recipe, call: Call, device: Device = CPU) 
     return Verdict(case, "wrong" if apart else "same", apart)
 
 
-def step_and_evaluation(model: nn.Module, call: Call, device: Device = CPU) -> tuple[torch.Tensor, torch.Tensor]:
+def step_and_evaluation(model: nn.Module, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     """What a model gives out in a training step, and in an evaluation after it."""
-    return train(model, call, device)["output"], evaluate(model, call, device)
+    return train(model, call)["output"], evaluate(model, call)
 
 
-def evaluation_verdict(model: nn.Module, recipe: Recipe, call: Call, device: Device = CPU) -> Verdict:
+def evaluation_verdict(model: nn.Module, recipe: Recipe, call: Call) -> Verdict:
     """Evaluates a model that was trained as it is called, where unpatched it can, as unpatched, else as in training."""
     case = f"{recipe}; {call}"
-    expected = unpatched(step_and_evaluation, model, call, device)
+    expected = unpatched(step_and_evaluation, model, call)
     try:
-        training, evaluation = step_and_evaluation(copy.deepcopy(model), call, device)
+        training, evaluation = step_and_evaluation(copy.deepcopy(model), call)
     except RuntimeError as error:
         return Verdict(case, "wrong", f"raises {error}")
     if expected is not None:
@@ -143,24 +144,25 @@ def evaluation_verdict(model: nn.Module, recipe: Recipe, call: Call, device: Dev
     return Verdict(case, "wrong" if apart else "mended", apart.replace("without", "training"))
 
 
-def as_under_autocast(model: nn.Module, recipe: Recipe, dtype: torch.dtype, device: Device = CPU) -> Verdict:
+def as_under_autocast(model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> Verdict:
     """Evaluates the adapted layer outside of autocast and inside of one in its compute dtype."""
-    layer, x = model.eval().get_base_model().proj, device.input(dtype)
+    layer, x = model.eval().get_base_model().proj, hidden_states(dtype)
     with torch.no_grad():
-        outside = device.get(layer(x))
-        with device.autocast(dtype=recipe.compute_dtype):
-            inside = device.get(layer(x))
+        outside = layer(x)
+        with torch.autocast(devices.TYPE, recipe.compute_dtype):
+            inside = layer(x)
     apart = difference({"evaluation": outside}, {"evaluation": inside.to(dtype)})
     return Verdict(f"{recipe}; {dtype}", "wrong" if apart else "same", apart.replace("without", "autocast"))
 
 
-def option_verdict(layer: nn.Module, case: str, x: torch.Tensor, device: Device = CPU) -> Verdict:
+def option_verdict(layer: nn.Module, case: str, x: torch.Tensor) -> Verdict:
     """With ``*.autocast_output`` the layer gives back autocast's dtype, and what it has without but for rounding."""
     outputs = []
     for options in ([], ["*.autocast_output"]):
         torch.manual_seed(4)
-        with qlora_bf16_patch.enabled(*options) if options else contextlib.nullcontext(), device.autocast():
-            outputs.append(device.get(layer(x).detach()))
+        enabled = qlora_bf16_patch.enabled(*options) if options else contextlib.nullcontext()
+        with enabled, torch.autocast(devices.TYPE, BF16):
+            outputs.append(layer(x).detach())
     default, following = outputs
     # Its own parts round to autocast's dtype as well, before they are added up.
     apart = (default.float() - following.float()).abs().max().item() / default.float().abs().max().item()

@@ -43,7 +43,9 @@ def test_any_other_model_evaluates_as_under_autocast(method, bits, trained):
 
 # The status is the process's, so what other tests have trained is told there as well.
 TOLD = """
-import json, qlora_bf16_patch
+import json
+from tests import devices
+import qlora_bf16_patch
 from tests.toys import *
 from tests.training.steps import *
 

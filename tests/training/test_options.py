@@ -5,7 +5,7 @@ import torch
 
 import qlora_bf16_patch
 
-from ..toys import BF16, CPU, F32, methods, recipes
+from ..toys import BF16, F32, hidden_states, methods, recipes
 from .steps import assert_parity, option_verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")  # advice on a method's options
@@ -24,7 +24,7 @@ def test_with_the_option_a_layer_gives_back_autocasts_dtype(method, bits, name):
             for training in (False, True):
                 layer.train(training)
                 with torch.set_grad_enabled(training):
-                    found.append(option_verdict(layer, f"{recipe}; {dtype}, {training=}", CPU.input(dtype)))
+                    found.append(option_verdict(layer, f"{recipe}; {dtype}, {training=}", hidden_states(dtype)))
     assert_parity(found)
 
 
@@ -34,4 +34,4 @@ def test_outside_of_autocast_the_inputs_dtype_comes_back_with_the_option_as_well
         layer = recipe.build().eval().get_base_model().proj
         for dtype in (F32, BF16):
             with torch.no_grad(), qlora_bf16_patch.enabled("*.autocast_output"):
-                assert layer(CPU.input(dtype)).dtype == dtype, recipe
+                assert layer(hidden_states(dtype)).dtype == dtype, recipe

@@ -18,6 +18,7 @@ from qlora_bf16_patch.numerics.mode import CastOnMismatch
 from qlora_bf16_patch.numerics.rules import rule_of
 from qlora_bf16_patch.numerics.rules.rule import never
 
+from ... import devices
 from .calls import Call
 
 Dtypes = tuple[torch.dtype, ...]
@@ -72,7 +73,7 @@ def mixtures(n: int) -> Iterator[Dtypes]:
 
 def attempt(call: Call, dtypes: Dtypes, autocast: bool, mode: CastOnMismatch | None = None, seed: int = 0) -> Outcome:
     args, kwargs = call.given(dtypes)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(devices.TYPE, torch.bfloat16, enabled=autocast):
         outcome = run(call.function, args, kwargs, NOTHING if mode is None else mode, seed)
     outcome.casts = mode.casts if mode is not None else 0
     return outcome

@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode, get_testing_overrides, resolve_na
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils import _pytree as pytree
 
+from ... import devices
+
 _SAMPLES = 3  # of each operation, of different kinds
 _LARGEST = 5000  # elements of an operand
 _LOOKED_AT = 100  # samples that are looked at
@@ -76,7 +78,7 @@ def every_call() -> Iterator[Call]:
 
 def of_the_public_api(known: set[Any]) -> Iterator[Call]:
     """What neither has, where a call of some matrices or vectors succeeds."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(devices.TYPE).manual_seed(0)
     for function, name in _public(known):
         for shapes in _SHAPES:
             call = Call(name, function, tuple(torch.rand(shape, generator=generator) + 0.1 for shape in shapes))
@@ -113,7 +115,7 @@ def of_torchs_samples() -> Iterator[Call]:
 def _samples(operation: Any) -> Iterator[Any]:
     kinds = set()
     torch.manual_seed(0)
-    for _, sample in zip(range(_LOOKED_AT), operation.sample_inputs("cpu", torch.float32), strict=False):
+    for _, sample in zip(range(_LOOKED_AT), operation.sample_inputs(devices.TYPE, torch.float32), strict=False):
         operands = Call("", operation.op, (sample.input, *sample.args), sample.kwargs).operands()
         kind = (tuple(min(tensor.dim(), 1) for tensor in operands), *sorted(sample.kwargs))
         small = all(0 < tensor.numel() <= _LARGEST for tensor in operands)
@@ -134,7 +136,7 @@ def _put(index: Any) -> Callable[..., Any]:
 
 def of_ours() -> Iterator[Call]:
     """What torch's samples lack: fused and recurrent layers, assignments, keywords."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(devices.TYPE).manual_seed(0)
 
     def made(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)

@@ -41,7 +41,7 @@ def loss(outputs: Any) -> torch.Tensor:
     for tensor in tensors([getattr(outputs, "logits", None), outputs]):
         if tensor.requires_grad:
             flat = tensor.float().flatten()
-            return (flat * torch.linspace(-1, 2, flat.numel())).mean()
+            return (flat * torch.linspace(-1, 2, flat.numel(), device=flat.device)).mean()
     raise ValueError(f"no loss and no tensor with gradients in {described(outputs)}")
 
 

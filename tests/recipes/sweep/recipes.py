@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig
 
 from benchmarks.models import qlora_script
 
+from ... import devices
 from .architectures import Architecture
 from .extras import Extra
 from .families import LANGUAGE
@@ -82,19 +83,19 @@ def prepared(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
     }.get(recipe)
     if cast:
         cast(model)
-    return model
+    return model.to(devices.TYPE)
 
 
 def loaded(architecture: Architecture, checkpoint: Path, recipe: str) -> Any:
     """The toy in 4 bits."""
     compute_dtype = torch.float32 if recipe == "float32" else torch.bfloat16
     if isinstance(architecture, Extra):
-        return architecture.quantized(compute_dtype)
+        return architecture.quantized(compute_dtype).to(devices.TYPE)
     return architecture.model_class.from_pretrained(
         checkpoint,
         quantization_config=nf4(architecture, compute_dtype),
         dtype=torch.bfloat16,
-        device_map={"": "cpu"},
+        device_map={"": devices.TYPE},
         attn_implementation="eager" if recipe == "eager" else None,
     )
 

@@ -15,11 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ... import devices  # isort: skip  # before torch
+
 import qlora_bf16_patch  # isort: skip  # before the libraries that it patches
 
 import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
+from torch.utils._pytree import tree_map
 
 from qlora_bf16_patch.numerics.dtypes import floating
 
@@ -103,8 +106,8 @@ def train(toy: Architecture, model: Any, autocast: bool) -> torch.Tensor:
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(2):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = outputs.loss(model(**toy.inputs(), **toy.targets()))
+        with devices.default(), torch.autocast(devices.TYPE, torch.bfloat16, enabled=autocast):
+            loss = outputs.loss(model(**on_device(toy.inputs()), **on_device(toy.targets())))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -117,11 +120,15 @@ def generate(toy: Architecture, model: Any, autocast: bool) -> torch.Tensor:
     """Evaluates, and generates where the model can; returns the evaluation's logits, (batch, tokens, vocabulary)."""
     transformers.set_seed(0)
     model.eval()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        logits = outputs.logits(model(**toy.inputs(), **toy.decoder_inputs()))
+    with devices.default(), torch.autocast(devices.TYPE, torch.bfloat16, enabled=autocast):
+        logits = outputs.logits(model(**on_device(toy.inputs()), **on_device(toy.decoder_inputs())))
         if toy.generates:
-            model.generate(**toy.inputs(), max_new_tokens=3, do_sample=False, pad_token_id=0)
+            model.generate(**on_device(toy.inputs()), max_new_tokens=3, do_sample=False, pad_token_id=0)
     return logits
+
+
+def on_device(inputs: dict[str, Any]) -> Any:
+    return tree_map(lambda value: value.to(devices.TYPE) if isinstance(value, torch.Tensor) else value, inputs)
 
 
 def reference(toy: Architecture, model: Any) -> tuple[torch.Tensor | None, float | None]:
