@@ -3,7 +3,7 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test sweep bench matrix matrix-check engines cuda demo clean
+.PHONY: test sweep bench matrix matrix-check engines cuda torch engine demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,7 +26,15 @@ bench: .venv/installed
 
 # All stacks that users pin; one of them: make matrix STACK=transformers-4.51
 matrix: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/nox -s "matrix$(if $(STACK),($(STACK)))"
+	HF_HUB_OFFLINE=1 $(BIN)/nox -s "matrix$(if $(STACK),($(STACK)))" $(if $(STACK),,-k 'not torch')
+
+# Older releases of torch; one of them: make matrix STACK=torch-2.4
+torch: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/nox -k torch
+
+# The engine alone, with every Python that is found and older releases of wrapt
+engine: .venv/installed
+	$(BIN)/nox -s engine
 
 # A few of them are checked beside the tests: what users pin today, and what pip gives them.
 CHECKED = transformers-4.51 transformers-4.57 newest

@@ -1,4 +1,4 @@
-"""``make matrix`` and ``make engines``: stacks of ``tests/versions/stacks.toml``, and engines, are recorded.
+"""``make matrix``, ``torch``, ``engine``, ``engines``: what the shim does on other releases and in engines, recorded.
 
 Each has an environment of its own.
 """
@@ -13,7 +13,7 @@ import tomllib
 
 ROOT = Path(__file__).parent
 STACKS = tomllib.loads((ROOT / "tests/versions/stacks.toml").read_text())
-DEFAULTS = STACKS.pop("defaults")
+DEFAULTS, ENGINE = STACKS.pop("defaults"), STACKS.pop("engine")
 # The libraries that are patched, and what the tests and the sweep import.
 INSTALLED = ("transformers", "peft", "bitsandbytes", "accelerate")
 TOOLS = ("expecttest", "hypothesis", "pytest", "rich", "scipy", "sentencepiece")
@@ -28,14 +28,15 @@ nox.options.reuse_venv = "yes"
 @nox.session
 @nox.parametrize("stack", list(STACKS), ids=list(STACKS))
 def matrix(session: nox.Session, stack: str) -> None:
-    """Install a stack, and record what the shim does there."""
+    """Install a stack in an environment of its own, and record what the shim does there."""
     constraints = constraints_of(stack)
     # What was resolved is used again: `nox --reuse-venv=no` makes a new one, and so takes newer releases in `newest`.
     installed = Path(session.virtualenv.location, "constraints.txt").absolute()
     if not installed.exists() or installed.read_text() != constraints:
         pins = installed.with_name("wanted.txt")
         pins.write_text(constraints)
-        session.install("--quiet", "--constraint", str(pins), "torch")
+        session.install("--quiet", "--constraint", str(pins), "--no-deps", "torch")
+        session.run_install("python", "-m", "tests.versions.without_gpu")
         session.install("--quiet", "--constraint", str(pins), "--editable", ".", *INSTALLED, *TOOLS)
         pins.rename(installed)
     session.run("python", "-W", "default", "-m", "tests.versions.record", stack, *session.posargs, env=ENVIRONMENT)
@@ -48,6 +49,16 @@ def engines(session: nox.Session) -> None:
     session.install(*pins, "torch")  # DeepSpeed's setup asks for it
     session.install(*pins, "--editable", ".", *INSTALLED, *ENGINES, env=NO_KERNELS)
     session.run("python", "-W", "default", "-m", "tests.distributed.record", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+@nox.parametrize("python", ENGINE["python"], ids=ENGINE["python"])
+def engine(session: nox.Session) -> None:
+    """Run the engine's tests with each wrapt, and record what came of them."""
+    session.install("--quiet", "hypothesis", "packaging", "pytest")
+    for release in ENGINE["wrapt"]:
+        session.install("--quiet", f"wrapt=={release}")
+        session.run("python", "-m", "tests.versions.engine", *session.posargs, env=ENVIRONMENT)
 
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -16,6 +16,13 @@ _OVERRULED = (
     "in float32 what the shim computes in the configured dtype"
 )
 _KNOWN = (
+    ("wrapt<1.15", "hooks_need_each_other", "", "hooks are called under wrapt's own lock, so 1.15 is the floor"),
+    (
+        "torch<2.6",
+        "autocast_changes_nothing",
+        "equal",
+        "bitsandbytes has no 8-bit kernel for a CPU there, and with gradients upstream's product under autocast stands",
+    ),
     (
         "bitsandbytes<0.50",
         "rounds_the_bias_for_good",
@@ -74,7 +81,7 @@ def why_run(run: str, message: str, versions: Mapping[str, str]) -> str:
 def _first(known: tuple[tuple[str, str, str, str], ...], name: str, message: str, versions: Mapping[str, str]) -> str:
     for releases, named, said, reason in known:
         library, bounds = re.split("(?=[<>])", releases, maxsplit=1)
-        fits = Version(versions[library]) in SpecifierSet(bounds, prereleases=True)
+        fits = library in versions and Version(versions[library]) in SpecifierSet(bounds, prereleases=True)
         if fits and re.search(named, name) and re.search(said, message):
             return f"{releases}: {reason}"
     return ""

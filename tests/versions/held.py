@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .expected import why_run
-from .page import failures
+from .page import failures, tested
 
 
 def complaints(record: dict[str, Any]) -> Iterator[str]:
@@ -19,9 +19,8 @@ def complaints(record: dict[str, Any]) -> Iterator[str]:
         yield f"the report with the shim: {on}"
     if record.get("failure", {}).get("bf16 off", {}).get("generated"):
         yield "the report is none without the shim"
-    contracts = record.get("contracts", {})
-    yield from (f"{file}: {counted['error']}" for file, counted in contracts.items() if "error" in counted)
-    yield from (f"{one['test']}: {one['reason']}" for one in failures(contracts, record["versions"], expected=False))
+    yield from (f"{file}: {counted['error']}" for file, counted in tested(record).items() if "error" in counted)
+    yield from (f"{one['test']}: {one['reason']}" for one in failures(record, expected=False))
     if sweep := record.get("sweep"):
         if "error" in sweep:
             yield f"the sweep: {sweep['error']}"

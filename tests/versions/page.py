@@ -16,10 +16,12 @@ from .expected import why, why_run
 from .processes import RECORDS, ROOT
 
 LIBRARIES = ("transformers", "peft", "bitsandbytes", "accelerate", "torch")
-PARTS = ("status", "failure", "contracts", "sweep")
+PARTS = ("status", "failure", "contracts", "toggles", "compiled", "sweep")
+TESTED = ("contracts", "toggles", "compiled")
+ENGINE = RECORDS / "engine.json"
 PAGE = ROOT / "docs" / "versions.md"
 STACKS = tomllib.loads(Path(__file__).with_name("stacks.toml").read_text())
-del STACKS["defaults"]
+del STACKS["defaults"], STACKS["engine"]
 ASKED_FOR = (
     "Python {python} or newer; wrapt {wrapt} to 2.x, torch {torch}, PEFT {peft} and bitsandbytes {bitsandbytes} or "
     "newer are asked for."
@@ -39,35 +41,54 @@ training's parity, the sweep is a selection of `make sweep`: model classes in th
 training and generation, in and out of autocast, each without and with the shim.
 """
 
+TORCH = """\
+## torch
+
+`make torch` does the same with other releases of torch, each with the newest companions that run with it. Here the
+tests of switching on and off and of compiled code are run instead of the sweep.
+"""
+ENGINES = """\
+## Python and wrapt
+
+`make engine` runs the tests of the engine, which needs no torch, with wrapt's extension in C and without it
+(`WRAPT_DISABLE_EXTENSIONS`). Where only one is told, pip could not build the extension for that Python.
+"""
+
+
+def parts_of(stack: str) -> tuple[str, ...]:
+    """What is recorded of a stack: where torch is another one, toggles and compiled code instead of the sweep."""
+    left_out = ("sweep",) if stack.startswith("torch-") else ("toggles", "compiled")
+    return tuple(part for part in PARTS if part not in left_out)
+
 
 def records() -> dict[str, dict[str, Any]]:
     """What was recorded in full, by stack, in the order of ``stacks.toml``."""
     files = {name: RECORDS / f"{name}.json" for name in STACKS}
     found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    return {name: record for name, record in found.items() if record.keys() >= {*PARTS}}
+    return {name: record for name, record in found.items() if record.keys() >= {*parts_of(name)}}
 
 
 def page() -> str:
     found = records()
-    parts = [INTRODUCTION, *table(found), "", *autocast(found), *notes(found)]
-    return "\n".join(parts)
+    libraries, torchs = (
+        {name: one for name, one in found.items() if ("sweep" in one) == swept} for swept in (True, False)
+    )
+    parts = [INTRODUCTION, *table(libraries), "", TORCH, *table(torchs), "", *engine(), "", *autocast(libraries)]
+    return "\n".join([*parts, *notes(found)])
 
 
 def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    columns = ("stack", *LIBRARIES, "Python", "the report", "contracts", "sweep")
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{' --- |' * len(columns)}"
+    told = {"contracts": contracts, "toggles": toggles, "compiled": compiled, "sweep": sweep}
+    shown = [part for part in PARTS if all(part in record for record in found.values()) and part in told]
+    yield from row("stack", *LIBRARIES, "Python", "the report", *shown)
+    yield from row(*["---"] * (len(LIBRARIES) + len(shown) + 3))
     for name, record in found.items():
-        versions = record["versions"]
-        cells = [
-            name,
-            *(versions.get(one, "") for one in LIBRARIES),
-            record["python"],
-            report(record),
-            contracts(record),
-            sweep(record),
-        ]
-        yield f"| {' | '.join(cells)} |"
+        versions = (record["versions"].get(one, "") for one in LIBRARIES)
+        yield from row(name, *versions, record["python"], report(record), *(told[part](record) for part in shown))
+
+
+def row(*cells: str) -> Iterator[str]:
+    yield f"| {' | '.join(cells)} |"
 
 
 def report(record: dict[str, Any]) -> str:
@@ -79,24 +100,37 @@ def report(record: dict[str, Any]) -> str:
     return f"off: {off} of 3 generate; on: {on}, in fp16 {fp16}"
 
 
-def contracts(record: dict[str, Any]) -> str:
-    counts = {kind: sum(one.get(kind, 0) for one in record["contracts"].values()) for kind in ("passed", "skipped")}
-    explained, unexplained = (failures(record["contracts"], record["versions"], known) for known in (True, False))
+def contracts(record: dict[str, Any], part: str = "contracts") -> str:
+    counts = {kind: sum(one.get(kind, 0) for one in record[part].values()) for kind in ("passed", "skipped")}
+    explained, unexplained = failures(record, True, (part,)), failures(record, False, (part,))
     words = [f"{counts['passed']} passed"]
     for count, what in (
         (sum(one["cases"] for one in explained), "explained"),
         (sum(one["cases"] for one in unexplained), "failed"),
         (counts["skipped"], "skipped"),
-        (sum("error" in one for one in record["contracts"].values()), "files not run"),
+        (sum("error" in one for one in record[part].values()), "files not run"),
     ):
         words += [f"{count} {what}"] if count else []
     return ", ".join(words)
 
 
-def failures(contracts: dict[str, Any], versions: dict[str, str], expected: bool) -> list[dict[str, Any]]:
+def toggles(record: dict[str, Any]) -> str:
+    return contracts(record, "toggles")
+
+
+def compiled(record: dict[str, Any]) -> str:
+    return contracts(record, "compiled")
+
+
+def tested(record: dict[str, Any], parts: tuple[str, ...] = TESTED) -> dict[str, dict[str, Any]]:
+    """What became of the tests, by file."""
+    return {file: counted for part in parts for file, counted in record.get(part, {}).items()}
+
+
+def failures(record: dict[str, Any], expected: bool, parts: tuple[str, ...] = TESTED) -> list[dict[str, Any]]:
     """The tests that failed, those with a known reason or the others."""
-    failed = [one for counted in contracts.values() for one in counted.get("what failed", ())]
-    told = [one | {"expected": why(one["test"], one["reason"], versions)} for one in failed]
+    failed = [one for counted in tested(record, parts).values() for one in counted.get("what failed", ())]
+    told = [one | {"expected": why(one["test"], one["reason"], record["versions"])} for one in failed]
     return [one for one in told if bool(one["expected"]) == expected]
 
 
@@ -110,6 +144,27 @@ def sweep(record: dict[str, Any]) -> str:
     errors = len(swept["errors"])
     others = f", {errors} fail for other reasons" if errors else ""
     return f"{len(swept['classes'])} classes, {runs} runs: off {off} mismatches, on {on}{others}"
+
+
+def engine() -> Iterator[str]:
+    """The table of Pythons and releases of wrapt."""
+    rows = json.loads(ENGINE.read_text())
+    pythons = list(dict.fromkeys(one["python"] for one in rows))
+    yield ENGINES
+    yield from row("wrapt", *(f"Python {python}" for python in pythons))
+    yield from row(*["---"] * (len(pythons) + 1))
+    for release in dict.fromkeys(one["wrapt"] for one in rows):
+        of_it = [one for one in rows if one["wrapt"] == release]
+        yield from row(release, *("; ".join(map(ran, [one for one in of_it if one["python"] == p])) for p in pythons))
+    yield ""
+    failed = {(one["wrapt"], test["test"]) for one in rows for test in one.get("what failed", ())}
+    for release, test in sorted(failed):
+        yield f"- wrapt {release}: `{test}`: {why(test, '', {'wrapt': release}) or 'not explained'}."
+
+
+def ran(one: dict[str, Any]) -> str:
+    failed = f", {one['failed']} failed" if one.get("failed") else ""
+    return f"{'in C' if one['extension'] else 'in Python'} {one.get('passed', 'none')} passed{failed}"
 
 
 def autocast(found: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -147,17 +202,18 @@ def noted(record: dict[str, Any]) -> Iterator[str]:
         if outcome.get("error") and run != "bf16 off":
             yield f"The report in {run}: `{outcome['error']}`"
     reasons: dict[str, list[str]] = defaultdict(list)
-    for one in failures(record["contracts"], record["versions"], expected=True):
+    for one in failures(record, True):
         reasons[one["expected"]] += [f"`{one['test']}`"] * (f"`{one['test']}`" not in reasons[one["expected"]])
     yield from (f"Explained: {', '.join(tests)}: {reason}." for reason, tests in reasons.items())
-    for one in failures(record["contracts"], record["versions"], expected=False):
+    for one in failures(record, False):
         yield f"Fails: `{one['test']}` ({one['cases']}): {one['reason']}"
-    for file, counted in record["contracts"].items():
+    for file, counted in tested(record).items():
         if "error" in counted:
             yield f"The tests of {file} did not run: {counted['error']}"
         for one in counted.get("what was skipped", ()):
             yield f"Skipped: `{one['test']}` ({one['cases']}): {one['reason']}"
-    yield from _swept(record["sweep"], record["versions"])
+    if "sweep" in record:
+        yield from _swept(record["sweep"], record["versions"])
 
 
 def _swept(swept: dict[str, Any], versions: dict[str, str]) -> Iterator[str]:

@@ -14,14 +14,14 @@ RECORDS = ROOT / "docs" / "versions"
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
-def run(*arguments: str, minutes: float = 10) -> subprocess.CompletedProcess[str]:
-    """Python with these arguments, at the root of the repository; out of time is exit status 124."""
+def run(*arguments: str, minutes: float = 10, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments and variables, at the root of the repository; out of time is exit status 124."""
     command = [sys.executable, "-W", "ignore", *arguments]
     try:
         return subprocess.run(
             command,
             cwd=ROOT,
-            env=os.environ | _QUIET,
+            env=os.environ | _QUIET | environ,
             capture_output=True,
             text=True,
             timeout=minutes * 60,

@@ -31,8 +31,14 @@ def rows(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"|{' --- |' * len(columns)}"
     for record in found.values():
         report = (record["failure"][f"bf16 {side}"]["generated"] for side in ("off", "on"))
-        sides = [sides for recipes in record["sweep"]["classes"].values() for sides in recipes.values()]
-        swept = (sum(side[name].get("mismatch", 0) for side in sides) for name in ("off", "on"))
         cells = [record["versions"].get(name, "") for name in LIBRARIES]
-        cells += [" of 3 without, ".join(map(str, report)) + " with", " without, ".join(map(str, swept)) + " with"]
+        cells += [" of 3 without, ".join(map(str, report)) + " with", swept(record)]
         yield f"| {' | '.join(cells)} |"
+
+
+def swept(record: dict[str, Any]) -> str:
+    if "sweep" not in record:
+        return "not swept"
+    sides = [sides for recipes in record["sweep"]["classes"].values() for sides in recipes.values()]
+    off, on = (sum(side[name].get("mismatch", 0) for side in sides) for name in ("off", "on"))
+    return f"{off} without, {on} with"

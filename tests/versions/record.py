@@ -1,7 +1,7 @@
 """``python -m tests.versions.record <stack>``: what the shim does on the releases installed here, as one JSON file.
 
-Everything runs in processes of its own, since a user's does: the status, the reported failure, the layer contracts'
-tests, and a selection of the sweep.
+Everything runs in processes of its own, since a user's does: the status, the reported failure, the contracts' tests,
+and a selection of the sweep.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 from packaging.version import Version
 
-from .contracts import contracts
+from .contracts import compiled, contracts, toggles
 from .held import complaints
-from .page import PARTS
+from .page import PARTS, parts_of
 from .processes import RECORDS, last_line, machine, run, told
 from .reference import TOLD
 from .selection import swept
@@ -35,7 +35,7 @@ FAILURE = "examples/generate_in_callback.py"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="record", description=__doc__)
     parser.add_argument("stack")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts; the others stay as recorded")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts; the others stay as recorded")
     parser.add_argument("--contracts", nargs="+", help="files of the contracts' tests; all, if left out")
     parser.add_argument(
         "--check", action="store_true", help="write nothing, and fail where the shim does something wrong"
@@ -52,15 +52,11 @@ def main() -> int:
     }
     if Version(version("bitsandbytes")) < Version("0.46"):
         record["operators"] = TOLD
-    parts = {
-        "status": status,
-        "failure": failure,
-        "contracts": functools.partial(contracts, options.contracts),
-        "sweep": swept,
-    }
+    layers = functools.partial(contracts, options.contracts)
+    record_part = dict(zip(PARTS, (status, failure, layers, toggles, compiled, swept), strict=True))
     RECORDS.mkdir(exist_ok=True)
-    for name in options.only:
-        record[name] = parts[name]()
+    for name in options.only or parts_of(options.stack):
+        record[name] = record_part[name]()
         if not options.check:
             file.write_text(json.dumps(record, indent=1) + "\n")  # an interruption loses one part
         print(options.stack, name, summary(record[name]), flush=True)
