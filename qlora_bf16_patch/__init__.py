@@ -22,6 +22,8 @@ from .patches import MOVED as _MOVED
 if TYPE_CHECKING:
     import torch
 
+    from .inspection import Trace
+
 __all__ = [
     "EnvironmentVariableError",
     "Patch",
@@ -37,6 +39,7 @@ __all__ = [
     "reset",
     "status",
     "strict",
+    "trace",
     "uninstall",
 ]
 __version__ = "0.1.0"
@@ -93,6 +96,28 @@ def guard(model: torch.nn.Module) -> torch.nn.Module:
 
     _guard(model, _registry.installation)
     return model
+
+
+def trace(model: torch.nn.Module) -> Trace:
+    """Record which dtypes every module of ``model`` meets inside of a ``with`` block, and what is cast there.
+
+    Args:
+        model: one with bitsandbytes 4- or 8-bit layers.
+
+    Returns:
+        A context manager: see :class:`qlora_bf16_patch.inspection.trace.Trace`.
+
+    Raises:
+        ValueError: the model has no bitsandbytes layer.
+
+    Example:
+        >>> with qlora_bf16_patch.trace(model) as trace:  # doctest: +SKIP
+        ...     trainer.train()
+        >>> print(trace)  # doctest: +SKIP
+    """
+    from .inspection import Trace
+
+    return Trace(model)
 
 
 for _patch in _CATALOGUE:

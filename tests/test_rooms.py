@@ -16,6 +16,7 @@ ROOMS = {
     "numerics": (set(), {"torch"}),
     "hosts": ({"numerics"}, {"torch", "packaging", *HOSTS}),
     "watching": ({"numerics"}, {"torch"}),
+    "inspection": ({"numerics", "hosts", "watching"}, {"torch", "rich"}),
     "patches": ({"engine", "numerics", "hosts", "watching"}, {"torch"}),
 }
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]

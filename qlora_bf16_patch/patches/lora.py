@@ -23,6 +23,7 @@ from ..numerics.autocast import autocast_if_off
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
 from ..numerics.overlay import overlay
+from ..watching.events import heard
 from ..watching.running import within_gradients
 from .linear4bit import warn_of_float32
 
@@ -37,7 +38,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
         if not x.is_floating_point():
             x = activations(self, x)
         if training.computes_as_upstream(self, autocast_is_on(x.device.type), x) or within_gradients():
-            return _as_upstream(original, _readable(self, x), x, args, kwargs)
+            return _as_upstream(original, installation.name, self, x, args, kwargs)
         dtype = compute_dtype(self, x)
         if dtype is torch.float32 and x.dtype in HALF and "compute_dtype" not in installation.notes:
             warn_of_float32(installation, unwrapped(self.get_base_layer()), x.dtype)
@@ -54,11 +55,12 @@ def _readable(layer: Any, x: torch.Tensor) -> Any:
     return with_writable_base(layer, x) if is_dora(layer) and not torch.compiler.is_compiling() else layer
 
 
-def _as_upstream(original: Any, layer: Any, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
+def _as_upstream(original: Any, patch: str, self: Any, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
     """Upstream's own; where torch would refuse an operation its operands are cast, and the result to the input's dtype.
 
     In a LoRA layer torch refuses dtypes only where an adapter's differ, or the input was not cast to them.
     """
+    layer = _readable(self, x)
     if autocast_is_on(x.device.type):
         return original(layer, x, *args, **kwargs)
     dtypes = adapter_dtypes(layer)
@@ -67,7 +69,7 @@ def _as_upstream(original: Any, layer: Any, x: torch.Tensor, args: Any, kwargs: 
         dtypes.add(x.dtype)
     if len(dtypes) < 2:
         return original(layer, x, *args, **kwargs)
-    with CastOnMismatch() as mode:
+    with CastOnMismatch(functools.partial(heard, patch, self)) as mode:
         result = original(layer, x, *args, **kwargs)
     return result.to(x.dtype) if mode.casts else result
 

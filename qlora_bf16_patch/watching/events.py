@@ -26,6 +26,10 @@ _OPERATIONS = {"__setitem__": "index_put", "__matmul__": "matmul", "__rmatmul__"
 READ = "dtype"  # the operation's name where a packed weight's dtype is read
 
 
+# Called at each cast with the innermost module around it, for as long as somebody looks (inspection/trace.py).
+listeners: list[Callable[[torch.nn.Module, Cast], None]] = []
+
+
 class CastRefused(TypeError):
     """Strict mode: an operand would have been cast."""
 
@@ -122,7 +126,7 @@ class Record:
             CastRefused: in strict mode.
         """
         what, told = (operation, operand, dtypes), self._told.get(module, ())
-        if what in told and not self.strict():
+        if what in told and not self.strict() and not listeners:
             return
         path = module.__dict__.get(PATH) or path_of(module, root)
         spoken = kind if isinstance(kind, str) else spoken_kind(kind)
@@ -130,9 +134,26 @@ class Record:
         cast = Cast(path, type(module).__name__, name, operand, *dtypes, self.patch, spoken)
         if self.strict():
             raise CastRefused(cast.refusal())
-        self.casts.setdefault(cast)
-        self._told[module] = {*told, what}
-        logger.info("%s", cast)
+        for listener in listeners:
+            listener(module, cast)
+        if what not in told:
+            self.casts.setdefault(cast)
+            self._told[module] = {*told, what}
+            logger.info("%s", cast)
+
+
+def heard(patch: str, module: torch.nn.Module, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
+    """A cast that no record tells, in a layer that has a patch of its own: who listens hears of it.
+
+    Returns:
+        True: it may be made. A mode can be given this function, but for the first two arguments, to ask.
+    """
+    if listeners and not torch.compiler.is_compiling():
+        path = module.__dict__.get(PATH, "")
+        cast = Cast(path, type(module).__name__, name_of(func), _OPERANDS.get(operand, operand), given, to, patch)
+        for listener in listeners:
+            listener(module, cast)
+    return True
 
 
 def name_of(func: Any) -> str:

@@ -1,0 +1,5 @@
+"""What people look at: dtypes of a model that ran, and of one that did not."""
+
+from .trace import Trace
+
+__all__ = ["Trace"]

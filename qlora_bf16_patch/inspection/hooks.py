@@ -1,0 +1,72 @@
+"""Hooks on every module of a model, and a wrapper around its ``generate``; all of them are taken out again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+Entered = Callable[[str, torch.nn.Module, Any, Any], None]
+Left = Callable[[str, torch.nn.Module, Any], None]
+
+
+@contextlib.contextmanager
+def hooked(model: torch.nn.Module, entered: Entered, left: Left) -> Iterator[None]:
+    """Call ``entered(path, module, args, kwargs)`` before each forward in ``model``, and ``left`` after it.
+
+    Where a forward raises, ``left(path, module, result)`` is called while the error is being handled.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, module in model.named_modules():
+            before = module.register_forward_pre_hook(_before(entered, path), prepend=True, with_kwargs=True)
+            stack.callback(before.remove)
+            after = module.register_forward_hook(_after(left, path), with_kwargs=True, always_call=True)
+            stack.callback(after.remove)
+        yield
+
+
+def _before(entered: Entered, path: str) -> Callable[..., None]:
+    def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        entered(path, module, args, kwargs)
+
+    return hook
+
+
+def _after(left: Left, path: str) -> Callable[..., None]:
+    def hook(module: torch.nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        left(path, module, result)
+
+    return hook
+
+
+@contextlib.contextmanager
+def around_generate(
+    model: torch.nn.Module, around: Callable[[], contextlib.AbstractContextManager[Any]]
+) -> Iterator[None]:
+    """Run each ``generate`` of ``model``, and of the models that it holds, inside of ``around()``."""
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            original = getattr(module, "generate", None)
+            if callable(original) and not isinstance(original, torch.nn.Module):
+                stack.callback(_put_back, module, module.__dict__.get("generate"))
+                module.__dict__["generate"] = _inside(original, around)
+        yield
+
+
+def _inside(original: Any, around: Callable[[], contextlib.AbstractContextManager[Any]]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        with around():
+            return original(*args, **kwargs)
+
+    return generate
+
+
+def _put_back(module: torch.nn.Module, own: Any) -> None:
+    if own is None:
+        module.__dict__.pop("generate", None)
+    else:
+        module.__dict__["generate"] = own

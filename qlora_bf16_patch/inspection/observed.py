@@ -1,0 +1,77 @@
+"""What a trace holds: rows of words and numbers, no tensor and no module."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """A module as it ran in one phase, with these dtypes; how often is counted beside it.
+
+    Attributes:
+        path: in the traced model; empty for the model itself.
+        module: its class.
+        phase: ``training``, ``evaluation``, ``generation``, or a name that was given.
+        inputs: dtypes of its floating arguments, each once.
+        weight: dtype of its own weight; of a k-bit layer how it is packed, ``nf4``, ``fp4`` or ``int8``.
+        compute: dtype that a k-bit layer is configured to compute in.
+        autocast: dtype of the autocast region around it.
+        outputs: dtypes of its floating results, each once.
+    """
+
+    path: str
+    module: str
+    phase: str
+    inputs: tuple[str, ...]
+    weight: str | None
+    compute: str | None
+    autocast: str | None
+    outputs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CastSeen:
+    """A cast that a patch made in one phase; how often is counted beside it.
+
+    Attributes:
+        path: of the innermost module around it.
+        module: its class.
+        phase: as :class:`Ran` has it.
+        operation: torch's name of the operation that refused the dtypes.
+        operand: which of its operands was cast.
+        given: dtype of the operand.
+        to: dtype that it was cast to.
+        patch: the patch that cast it.
+    """
+
+    path: str
+    module: str
+    phase: str
+    operation: str
+    operand: str
+    given: str
+    to: str
+    patch: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.operation} has its {self.operand} cast from {self.given} to {self.to} by {self.patch}"
+        )
+
+
+def to_row(seen: Ran | CastSeen, count: int) -> dict[str, Any]:
+    """A row of JSON."""
+    return {**dataclasses.asdict(seen), "count": count}
+
+
+def from_row(cls: Any, row: dict[str, Any]) -> tuple[Any, int]:
+    """Such a row back.
+
+    Raises:
+        TypeError: it is none.
+    """
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    count: Any = fields.pop("count")
+    return cls(**fields), int(count)

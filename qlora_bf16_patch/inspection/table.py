@@ -1,0 +1,84 @@
+"""A trace as a table, by rich where it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .folding import folded, labels
+
+COLUMNS = ("module", "class", "input", "weight", "compute", "autocast", "output", "modules", "calls")
+
+
+def cells(label: str, row: Any) -> tuple[str, ...]:
+    """A row of words."""
+    seen = row.seen
+    return (
+        label,
+        seen.module,
+        ", ".join(seen.inputs),
+        seen.weight or "",
+        seen.compute or "",
+        seen.autocast or "",
+        ", ".join(seen.outputs),
+        str(row.modules),
+        str(row.count),
+    )
+
+
+def tables(trace: Any) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """For each phase its rows."""
+    rows = folded(trace.ran)
+    for phase in trace.phases:
+        shown = [row for row in rows if row.seen.phase == phase]
+        yield phase, [cells(*pair) for pair in zip(labels(row.path for row in shown), shown, strict=True)]
+
+
+def remarks(trace: Any) -> list[str]:
+    """What is told beside the tables."""
+    told = [f"{row.seen.phase}: {_cast(row)}" for row in folded(trace.casts)]
+    if trace.error:
+        told.append(f"It ended with torch's refusal in {trace.error}")
+    if trace.never_ran:
+        shown = ", ".join(trace.never_ran[:4]) + (", ..." if len(trace.never_ran) > 4 else "")
+        told.append(f"{len(trace.never_ran)} modules with a weight never ran: {shown}")
+    return told or ["Nothing was cast."]
+
+
+def _cast(row: Any) -> str:
+    seen = row.seen
+    what = f"{seen.operation} has its {seen.operand} cast from {seen.given} to {seen.to} by {seen.patch}"
+    return f"{row.path}: {what}, {_times(row.count)} in {row.modules} module{'s' * (row.modules > 1)}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def rendered(trace: Any) -> str:
+    """Plain text."""
+    lines = []
+    for phase, rows in tables(trace):
+        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+        lines += [phase, ""]
+        lines += [
+            "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+            for row in (COLUMNS, *rows)
+        ]
+        lines.append("")
+    return "\n".join([*lines, *remarks(trace)])
+
+
+def rich_table(trace: Any) -> Any:
+    """A group of rich's tables."""
+    from rich.console import Group
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for phase, rows in tables(trace):
+        table = Table(*(Column(name, overflow="fold") for name in COLUMNS), title=phase)
+        for row in rows:
+            table.add_row(*(Text(word) for word in row))
+        parts.append(table)
+    return Group(*parts, *(Text(line) for line in remarks(trace)))

@@ -1,0 +1,249 @@
+"""``qlora_bf16_patch.trace(model)``: which dtypes every module of a model met while it ran, and what was cast."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..hosts.bitsandbytes import is_kbit_model
+from ..watching import events
+from ..watching.refusals import is_of_dtypes
+from .differences import Difference, differences
+from .dtypes import autocast_around, compute_of, floating_dtypes, short, weight_of
+from .hooks import around_generate, hooked
+from .observed import CastSeen, Ran, from_row, to_row
+from .table import rendered, rich_table
+
+FORMAT = "qlora_bf16_patch trace 1"
+_traced: set[int] = set()
+
+
+class Trace:
+    """A context manager that records the dtypes of every module of ``model`` that runs inside of it.
+
+    It keeps no tensor and no module. The hooks make LoRA's layers take PEFT's own forward, with the same result, and
+    cost some microseconds a module; code that was compiled before is not seen.
+
+    Args:
+        model: one with 4- or 8-bit layers.
+
+    Attributes:
+        ran: how often each module ran with which dtypes, in which phase.
+        casts: how often which operand was cast, where and by which patch.
+        never_ran: paths of the modules that have not run, of those that have a weight.
+        error: what torch said, and where, where the block ended with a refusal of dtypes.
+
+    Raises:
+        ValueError: the model has no quantized layer.
+
+    Example:
+        >>> with qlora_bf16_patch.trace(model) as trace:  # doctest: +SKIP
+        ...     trainer.train()
+        >>> print(trace)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: torch.nn.Module | None = None) -> None:
+        self.ran: Counter[Ran] = Counter()
+        self.casts: Counter[CastSeen] = Counter()
+        self.never_ran: tuple[str, ...] = ()
+        self.error: str | None = None
+        self._phase: str | None = None
+        self._model = model
+        self._stack = contextlib.ExitStack()
+        self._here = _Here()
+        self._order: dict[str, int] = {}  # as they were entered first
+        if model is not None and not is_kbit_model(model):
+            raise ValueError(
+                f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to trace. Give the "
+                "model that was loaded with a BitsAndBytesConfig, or the one that PEFT has made of it."
+            )
+
+    def __enter__(self) -> Trace:
+        model = self._model
+        if model is None:
+            raise RuntimeError("This trace was read from a file: make another one with qlora_bf16_patch.trace(model).")
+        if taken := _traced.intersection(map(id, model.modules())):
+            raise RuntimeError(
+                f"{type(model).__name__} is being traced already ({len(taken)} of its modules are): end that trace "
+                "first, or name a phase of it, `with trace.phase(...)`."
+            )
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        _traced.update(self._paths)
+        self._stack.callback(_traced.difference_update, set(self._paths))
+        try:
+            self._stack.enter_context(hooked(model, self._entered, self._left))
+            self._stack.enter_context(around_generate(model, self._generating))
+            events.listeners.append(self._heard)
+            self._stack.callback(events.listeners.remove, self._heard)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._stack.close()
+        if isinstance(error, Exception) and is_of_dtypes(error):
+            self.error = f"{self._here.failed or type(self._model).__name__}: {str(error).splitlines()[0]}"
+        paths = {seen.path for seen in self.ran}
+        phases = self.phases
+        self.ran = Counter(
+            dict(sorted(self.ran.items(), key=lambda item: (phases.index(item[0].phase), self._order[item[0].path])))
+        )
+        named = self._model.named_modules() if self._model is not None else ()
+        self.never_ran = tuple(path for path, module in named if weight_of(module) and path not in paths)
+        self._model, self._here, self._paths = None, _Here(), {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What runs inside of it has this phase, whatever it does."""
+        before, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._phase = before
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Those that were seen, in order."""
+        rows: list[Ran | CastSeen] = [*self.ran, *self.casts]
+        return tuple(dict.fromkeys(row.phase for row in rows))
+
+    def mismatches(self) -> list[CastSeen]:
+        """The casts without which the model would have raised."""
+        return list(self.casts)
+
+    def compare(
+        self, left: str | None = None, right: str | None = None, other: Trace | None = None
+    ) -> list[Difference]:
+        """Where precision differs between two phases, by default the first two of this trace.
+
+        Args:
+            left: a phase of this one.
+            right: a phase of ``other``.
+            other: another trace; this one, if left out.
+
+        Raises:
+            ValueError: there is no such phase.
+        """
+        other = other or self
+        mine = _known(self, left, 0)
+        return differences(self, mine, other, _known(other, right, 0 if other is not self and right is None else 1))
+
+    def to_json(self, file: str | Path | None = None) -> str:
+        """The trace as JSON, written to ``file`` if one is given."""
+        text = json.dumps(
+            {
+                "format": FORMAT,
+                "ran": [to_row(seen, count) for seen, count in self.ran.items()],
+                "casts": [to_row(seen, count) for seen, count in self.casts.items()],
+                "never_ran": list(self.never_ran),
+                "error": self.error,
+            },
+            indent=1,
+        )
+        if file is not None:
+            Path(file).write_text(text)
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> Trace:
+        """A trace from what :meth:`to_json` has returned, or from the file that it has written.
+
+        Raises:
+            ValueError: it is no trace.
+            OSError: there is no such file.
+        """
+        is_text = isinstance(source, str) and source.lstrip().startswith("{")
+        text = source if is_text else Path(source).read_text()
+        try:
+            found = json.loads(text)  # type: ignore[arg-type]
+            if found["format"] != FORMAT:
+                raise ValueError(f"its format is {found['format']!r}")
+            trace = cls()
+            trace.ran.update(dict(from_row(Ran, row) for row in found["ran"]))
+            trace.casts.update(dict(from_row(CastSeen, row) for row in found["casts"]))
+            trace.never_ran, trace.error = tuple(found["never_ran"]), found["error"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = "the text" if is_text else str(source)
+            raise ValueError(
+                f"{what} is no trace: {type(error).__name__}: {error}. Trace.to_json writes one."
+            ) from error
+        return trace
+
+    def __str__(self) -> str:
+        return rendered(self)
+
+    def __rich__(self) -> Any:
+        return rich_table(self)
+
+    def _entered(self, path: str, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        here = self._here
+        if not here.running:
+            here.failed = None
+            here.phase = self._phase_of(module)
+        values = (args, kwargs)
+        self._order.setdefault(path, len(self._order))
+        here.running.append((path, floating_dtypes(values), autocast_around(values)))
+
+    def _left(self, path: str, module: torch.nn.Module, result: Any) -> None:
+        here = self._here
+        if torch.compiler.is_compiling() or not here.running or here.running[-1][0] != path:
+            return
+        _, inputs, autocast = here.running.pop()
+        if sys.exc_info()[1] is not None and result is None:
+            here.failed = here.failed or path
+            return
+        weight, compute, phase = weight_of(module), compute_of(module), self._phase or here.phase
+        name, outputs = type(module).__name__, floating_dtypes(result)
+        self.ran[Ran(path, name, phase, inputs, weight, compute, autocast, outputs)] += 1
+
+    def _heard(self, module: torch.nn.Module, cast: events.Cast) -> None:
+        path = self._paths.get(id(module))
+        if path is None:
+            return  # of another model
+        phase = self._phase or (self._here.phase if self._here.running else self._phase_of(module))
+        seen = (cast.operation, cast.operand, short(cast.given), short(cast.to), cast.patch)
+        self.casts[CastSeen(path or cast.path, cast.module, phase, *seen)] += 1
+
+    def _phase_of(self, module: torch.nn.Module) -> str:
+        if self._here.generating:
+            return "generation"
+        return "training" if module.training and torch.is_grad_enabled() else "evaluation"
+
+    @contextlib.contextmanager
+    def _generating(self) -> Iterator[None]:
+        self._here.generating += 1
+        try:
+            yield
+        finally:
+            self._here.generating -= 1
+
+
+class _Here(threading.local):
+    """What is running in this thread."""
+
+    def __init__(self) -> None:
+        self.running: list[tuple[str, tuple[str, ...], str | None]] = []
+        self.phase = ""
+        self.generating = 0
+        self.failed: str | None = None
+
+
+def _known(trace: Trace, phase: str | None, position: int) -> str:
+    phases = trace.phases
+    if phase is None and position < len(phases):
+        return phases[position]
+    if phase is None or phase not in phases:
+        seen = ", ".join(phases) or "none: nothing ran"
+        raise ValueError(f"there is no {f'phase {phase!r}' if phase else 'second phase'} to compare; seen: {seen}.")
+    return phase

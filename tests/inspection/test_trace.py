@@ -1,0 +1,234 @@
+"""qlora_bf16_patch.trace: what ran in which dtypes, and that nothing is left behind."""
+
+import gc
+import io
+import weakref
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import qlora_bf16_patch
+from qlora_bf16_patch.inspection import Trace
+
+from ..patches.conftest import Toy, lora_model
+
+X = torch.randn(2, 3, 64)
+HEAD, PROJ = "base_model.model.head", "base_model.model.proj"
+
+
+def hooks(model):
+    return [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]
+
+
+def rows(trace, path, phase=None):
+    return [seen for seen in trace.ran if seen.path == path and phase in (None, seen.phase)]
+
+
+def step(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        model.train()(X).sum().backward()
+
+
+class Generates(Toy):
+    """``generate`` goes past the outer model's forward, as transformers' does."""
+
+    def generate(self, x):
+        return self.eval()(x)
+
+
+def test_each_module_has_its_dtypes_by_phase():
+    model = lora_model()
+    with qlora_bf16_patch.trace(model) as trace:
+        step(model)
+        model.eval()
+        with torch.no_grad():
+            model(X)
+            model(X)
+    assert trace.phases == ("training", "evaluation")
+    (training,), (evaluation,) = (rows(trace, HEAD, phase) for phase in trace.phases)
+    assert (training.inputs, training.weight, training.autocast) == (("float32",), "bfloat16", "bfloat16")
+    assert training.outputs == ("bfloat16",)
+    assert (evaluation.autocast, evaluation.outputs) == (None, ("float32",))
+    assert (trace.ran[training], trace.ran[evaluation]) == (1, 2)
+    (base,) = rows(trace, f"{PROJ}.base_layer", "evaluation")
+    assert (base.weight, base.compute, base.module) == ("nf4", "bfloat16", "Linear4bit")
+
+
+def test_a_cast_has_its_operation_its_patch_and_how_often():
+    model = lora_model()
+    with qlora_bf16_patch.trace(model) as trace:
+        for _ in range(3):
+            model(X)
+    ((cast, count),) = trace.casts.items()
+    assert (cast.path, cast.operation, cast.operand) == (HEAD, "linear", "input")
+    assert (cast.given, cast.to, cast.patch, count) == ("float32", "bfloat16", "peft.boundary", 3)
+    assert trace.mismatches() == [cast]
+
+
+def test_a_cast_in_an_adapters_layer_is_that_layers_patchs():
+    model = lora_model()
+    model.get_base_model().proj.lora_B["default"].to(torch.bfloat16)
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X)
+    assert {cast.patch for cast in trace.casts if cast.path.startswith(PROJ)} == {"peft.lora.linear4bit"}
+
+
+def test_tracing_changes_no_result_and_training_no_bit():
+    for call in (lambda model: model(X), lambda model: model.eval()(X.bfloat16())):
+        model = lora_model()
+        expected = call(model)
+        with qlora_bf16_patch.trace(model):
+            found = call(model)
+        assert torch.equal(found, expected)
+
+
+def test_generation_is_a_phase_of_its_own_and_a_phase_can_be_named():
+    model = lora_model(toy=Generates())
+    with qlora_bf16_patch.trace(model) as trace:
+        model.get_base_model().generate(X)
+        with trace.phase("warm-up"):
+            model(X)
+        model(X)
+    assert trace.phases == ("generation", "warm-up", "evaluation")
+    assert "generate" not in model.get_base_model().__dict__
+
+
+def test_phases_are_compared():
+    model = lora_model()
+    with qlora_bf16_patch.trace(model) as trace:
+        step(model)
+        with torch.no_grad():
+            model.eval()(X)
+    differences = {(one.path, one.column): (one.left, one.right) for one in trace.compare("training", "evaluation")}
+    assert differences[HEAD, "outputs"] == ("bfloat16", "float32")
+    assert differences[HEAD, "autocast"] == ("bfloat16", "none")
+    assert differences[HEAD, "casts"] == ("none", "linear input float32 to bfloat16")
+    assert (HEAD, "inputs") not in differences
+    assert not trace.compare("training", "training")
+    with pytest.raises(ValueError, match=r"no phase 'generation'.*training, evaluation"):
+        trace.compare("generation", "training")
+
+
+def test_another_trace_is_compared():
+    model, other = lora_model(), lora_model()
+    other.get_base_model().head.to(torch.float32)
+    with qlora_bf16_patch.trace(model) as left:
+        model(X)
+    with qlora_bf16_patch.trace(other) as right:
+        other(X)
+    assert {(one.path, one.column) for one in left.compare(other=right)} >= {(HEAD, "weight"), (HEAD, "casts")}
+
+
+def test_it_goes_to_json_and_back(tmp_path):
+    model = lora_model()
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X)
+    file = tmp_path / "trace.json"
+    for again in (Trace.from_json(trace.to_json(file)), Trace.from_json(file), Trace.from_json(str(file))):
+        assert (again.ran, again.casts, again.never_ran) == (trace.ran, trace.casts, trace.never_ran)
+        assert str(again) == str(trace)
+        with pytest.raises(RuntimeError, match="read from a file"), again:
+            pass
+
+
+@pytest.mark.parametrize("text", ["{}", "{not json", '{"format": "another"}', '{"format": 1, "ran": 2}'])
+def test_what_is_no_trace_is_told(text, tmp_path):
+    file = tmp_path / "other.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json is no trace"):
+        Trace.from_json(file)
+    with pytest.raises(FileNotFoundError):
+        Trace.from_json(tmp_path / "none.json")
+
+
+def test_repeated_layers_are_one_row():
+    class Layers(Toy):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.LayerNorm(8, dtype=torch.bfloat16) for _ in range(4))
+            self.layers[2].float()
+
+        def forward(self, x):
+            x = super().forward(x).to(torch.bfloat16)
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    model = lora_model(toy=Layers())
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X)
+    output = io.StringIO()
+    Console(file=output, width=200).print(trace)
+    for text in (str(trace), output.getvalue()):
+        assert "layers.[0-1, 3]" in text
+        assert "layers.2" in text
+        assert "linear has its input cast from float32 to bfloat16 by peft.boundary, once in 1 module" in text
+
+
+def test_a_module_that_never_ran_is_told():
+    model = lora_model()
+    model.get_base_model().unused = nn.Linear(2, 2)
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X)
+    assert trace.never_ran == ("base_model.model.unused",)
+    assert "1 modules with a weight never ran: base_model.model.unused" in str(trace)
+
+
+def test_a_model_without_a_quantized_layer_is_told():
+    with pytest.raises(ValueError, match="Linear has no bitsandbytes 4- or 8-bit layer"):
+        qlora_bf16_patch.trace(nn.Linear(2, 2))
+
+
+def test_a_trace_within_a_trace_is_told_and_leaves_the_outer_one():
+    model = lora_model()
+    with qlora_bf16_patch.trace(model) as trace:
+        with pytest.raises(RuntimeError, match="is being traced already"), qlora_bf16_patch.trace(model.base_model):
+            pass
+        model(X)
+    assert rows(trace, HEAD)
+    with qlora_bf16_patch.trace(model):
+        pass
+
+
+def test_an_error_in_the_block_leaves_no_hook_and_is_told_with_its_place():
+    model = lora_model()
+    with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match="same dtype"):
+        with qlora_bf16_patch.trace(model) as trace:
+            model(X)
+    assert not hooks(model)
+    assert trace.error.startswith(f"{HEAD}: ")
+    assert "It ended with torch's refusal in base_model.model.head" in str(trace)
+
+
+def test_meta_tensors_and_no_tensor_at_all():
+    model = lora_model()
+    model.get_base_model().other = nn.Linear(4, 4, device="meta")
+    with qlora_bf16_patch.trace(model) as trace:
+        model.get_base_model().other(torch.randn(2, 4, device="meta"))
+    (seen,) = trace.ran
+    assert (seen.inputs, seen.weight, seen.autocast) == (("float32",), "float32", None)
+    assert "is empty" not in str(trace)
+
+
+def test_no_tensor_and_no_module_is_kept():
+    model, x = lora_model(), torch.randn(2, 64)
+    with qlora_bf16_patch.trace(model) as trace:
+        model(x)
+    tensor, module = weakref.ref(x), weakref.ref(model)
+    del x, model
+    gc.collect()
+    assert tensor() is None
+    assert module() is None
+    assert trace.ran
+
+
+def test_hooks_of_others_are_left_alone():
+    model, calls = lora_model(), []
+    model.get_base_model().head.register_forward_hook(lambda *_: calls.append(1))
+    with qlora_bf16_patch.trace(model):
+        model(X)
+    model(X)
+    assert len(calls) == 2
+    assert hooks(model) == [model.get_base_model().head]
