@@ -21,15 +21,20 @@ _RECORD = "_qlora_bf16_patch_trained"
 _PROCESS = uuid.uuid4().hex
 _came_by_pickle: set[str] = set()
 _models: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+_taken_in = 0
 
 
 def share_record(model: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> None:
     """Give a model, and those of its layers whose computing depends on it, their records."""
+    global _taken_in
     layers = list(layers)
     theirs = [layer.__dict__.get(_RECORD) or {} for layer in layers]
     found = (own["model"] for own in theirs if "model" in own)
     # A module around a model that was seen to train shares the model's.
-    record: Any = model.__dict__.setdefault(_RECORD, next(found, None) or {"autocast": None, "changes": 0})
+    record: Any = model.__dict__.get(_RECORD) or next(found, None)
+    if record is None:
+        record, _taken_in = {"autocast": None, "changes": 0}, _taken_in + 1
+    model.__dict__[_RECORD] = record
     record["process"] = _PROCESS
     for layer in layers:
         own = layer.__dict__.get(_RECORD)
@@ -38,6 +43,11 @@ def share_record(model: torch.nn.Module, layers: Iterable[torch.nn.Module]) -> N
         else:
             own["process"] = _PROCESS
     _models.add(model)
+
+
+def taken_in() -> int:
+    """How many models were given a record in this process, those that are gone included."""
+    return _taken_in
 
 
 def models() -> list[torch.nn.Module]:

@@ -28,6 +28,12 @@ READ = "dtype"  # the operation's name where a packed weight's dtype is read
 
 # Called at each cast with the innermost module around it, for as long as somebody looks (inspection/trace.py).
 listeners: list[Callable[[torch.nn.Module, Cast], None]] = []
+_places: set[str] = set()
+
+
+def modules_cast() -> int:
+    """In how many modules something was cast in this process, by their paths."""
+    return len(_places)
 
 
 class CastRefused(TypeError):
@@ -136,6 +142,7 @@ class Record:
             raise CastRefused(cast.refusal())
         for listener in listeners:
             listener(module, cast)
+        _places.add(path)
         if what not in told:
             self.casts.setdefault(cast)
             self._told[module] = {*told, what}

@@ -1,0 +1,168 @@
+"""``qlora-bf16-patch run``: a program of somebody else's is what it was, with the shim on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from qlora_bf16_patch.patches import CATALOGUE
+
+PATCHED = "import torch, sys; print('qlora_bf16_patch' in sys.modules)"
+SEEN = """
+import json, os, sys
+print(json.dumps({"argv": sys.argv, "path": sys.path, "cwd": os.getcwd(), "name": __name__, "file": __file__}))
+"""
+
+
+def start(*program, options=(), cwd=None, command=None, **environ):
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [environ.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]))
+    environ = os.environ | {"HF_HUB_OFFLINE": "1"} | environ
+    command = command or [sys.executable, "-m", "qlora_bf16_patch", "run", *options]
+    return subprocess.run(
+        [*command, *map(str, program)], capture_output=True, text=True, env=environ, cwd=cwd, timeout=300, input="in\n"
+    )
+
+
+@pytest.fixture
+def script(tmp_path):
+    def written(text, name="program.py"):
+        file = tmp_path / name
+        file.write_text(textwrap.dedent(text))
+        return file
+
+    return written
+
+
+def test_arguments_main_path_and_folder_are_the_programs_own(script, tmp_path):
+    file = script(SEEN)
+    plain = start(file, "--strict", "-x", command=[sys.executable], cwd=tmp_path)
+    result = start(file, "--strict", "-x", cwd=tmp_path)
+    assert json.loads(result.stdout) == json.loads(plain.stdout)
+    assert json.loads(result.stdout)["argv"][1:] == ["--strict", "-x"]
+    assert not result.stderr
+
+
+@pytest.mark.parametrize("program", [("-m", "program"), ("program.py",)], ids=["module", "file"])
+def test_the_shim_is_on_and_told_at_the_end(script, tmp_path, program):
+    script(PATCHED)
+    result = start(*program, cwd=tmp_path)
+    assert result.stdout == "True\n", result.stderr
+    assert result.stderr.splitlines()[-1].endswith("no k-bit model was seen here")
+
+
+def test_a_program_that_never_imports_torch_does_not_import_the_shim(script):
+    result = start(script("import sys; print('qlora_bf16_patch' in sys.modules, 'wrapt' in sys.modules)"))
+    assert result.stdout == "False False\n"
+    assert not result.stderr
+
+
+def test_streams_and_exit_status_are_its_own(script):
+    result = start(script("import sys; print(input()); sys.stderr.write('err'); sys.exit(7)"))
+    assert (result.stdout, result.stderr, result.returncode) == ("in\n", "err", 7)
+
+
+def test_a_signal_reaches_it(script):
+    result = start(script("import os, signal; os.kill(os.getpid(), signal.SIGTERM)"))
+    assert result.returncode == -signal.SIGTERM
+
+
+def test_a_sitecustomize_that_was_there_still_runs(script, tmp_path):
+    script("import sys; sys.there = True", "sitecustomize.py")
+    file = script("import sys; print(sys.there, sys.modules['sitecustomize'].__file__)")
+    result = start(file, PYTHONPATH=str(tmp_path))
+    assert result.stdout == f"True {tmp_path / 'sitecustomize.py'}\n"
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def test_its_children_have_the_shim_on(script, method):
+    file = script(
+        f"""
+        import multiprocessing, sys
+
+        def child(queue):
+            import torch
+            queue.put("qlora_bf16_patch" in sys.modules)
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context({method!r})
+            queue = context.Queue()
+            process = context.Process(target=child, args=(queue,))
+            process.start()
+            print(queue.get())
+            process.join()
+        """
+    )
+    assert start(file).stdout == "True\n"
+
+
+def test_a_command_of_this_python_is_found_and_patched(tmp_path):
+    result = start("torchrun", "--help")
+    assert result.returncode == 0
+    assert "no k-bit model was seen here" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("subprocess.run([sys.executable, '-I', '-c', ''])", "runs isolated"),
+        ("subprocess.run([sys.executable, '-sE', '-c', ''])", "runs isolated"),
+        ("subprocess.run([sys.executable, '-c', ''], env={})", "another PYTHONPATH"),
+        ("os.execve(sys.executable, [sys.executable, '-c', ''], {})", "another PYTHONPATH"),
+        ("subprocess.run([sys.executable, '-c', 'pass', '-I'])", ""),
+        ("subprocess.run(['env'], env={}, stdout=subprocess.DEVNULL)", ""),
+    ],
+)
+def test_a_child_that_cannot_have_it_is_told(script, call, told):
+    result = start(script(f"import os, subprocess, sys; {call}"))
+    assert result.returncode == 0
+    assert (told in result.stderr) if told else not result.stderr
+    assert result.stderr.count("the shim is not on in it") == bool(told)
+
+
+def test_options_reach_it(script):
+    file = script("import torch, qlora_bf16_patch as q; print([row.name for row in q.status() if row.state == 'off'])")
+    options = ("--enable", "transformers.generate", "--disable", "peft.*", "--log", "info")
+    result = start(file, options=options, QLORA_BF16_PATCH_DISABLE="bitsandbytes.linear8bit")
+    off = [
+        patch.name
+        for patch in CATALOGUE
+        if patch.name != "transformers.generate"
+        and (not patch.default or patch.name.startswith("peft.") or patch.name == "bitsandbytes.linear8bit")
+    ]
+    assert result.stdout == f"{off}\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "program", "status", "told"),
+    [
+        ((), ("nowhere.py",), 127, "there is no file 'nowhere.py'"),
+        ((), ("no-such-command",), 127, "there is no command 'no-such-command' on PATH"),
+        ((), (), 2, "which program?"),
+        (("--enable", "peft.bondary"), ("-m", "this"), 2, "Did you mean 'peft.boundary'?"),
+        (("--log", "loud"), ("-m", "this"), 2, "invalid choice"),
+    ],
+)
+def test_bad_input_is_told_and_nothing_is_started(options, program, status, told):
+    result = start(*program, options=options)
+    assert result.returncode == status
+    assert told in result.stderr
+    assert not result.stdout
+
+
+def test_the_report_is_mended_in_an_unmodified_program():
+    example = Path(__file__).parents[1] / "examples" / "generate_in_callback.py"
+    result = start(example)
+    assert result.stdout.count("generated") == 3, result.stderr
+    assert "1 k-bit model; casts in 1 module" in result.stderr
+
+
+def test_nothing_is_left_on_disk(script, tmp_path):
+    file = script(PATCHED)
+    before = sorted(tmp_path.rglob("*"))
+    start(file, cwd=tmp_path, TMPDIR=str(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
