@@ -7,8 +7,19 @@ from typing import Any
 import torch
 
 from ..dtypes import floating
-from .operands import Args, Kwargs, found
-from .rule import Dtypes, Rule, Tensors, activations, mixed, mixed_outside_autocast
+from .operands import Args, Kwargs, found, operand
+from .rule import (
+    Dtypes,
+    Rule,
+    Tensors,
+    activations,
+    autocast_is_on_a_gpu,
+    cast_on_gpus,
+    mixed,
+    mixed_outside_autocast,
+    not_autocasts,
+    promoted_on_gpus,
+)
 
 _T = torch.Tensor
 
@@ -20,7 +31,7 @@ def _added(func: Any, operands: Tensors) -> Dtypes:
 
 def _of_vectors(func: Any, args: Args, kwargs: Kwargs) -> bool:
     """A product with a single number promotes."""
-    return mixed(func, args, kwargs) and all(tensor.dim() for tensor in floating((*args, *kwargs.values())))
+    return promoted_on_gpus(func, args, kwargs) and all(tensor.dim() for tensor in floating((*args, *kwargs.values())))
 
 
 def _contracts(func: Any, args: Args, kwargs: Kwargs) -> bool:
@@ -36,17 +47,28 @@ def _contracts(func: Any, args: Args, kwargs: Kwargs) -> bool:
     return any(size > 1 for letter, size in sizes if letter in summed)
 
 
+def _bilinear(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """CUDA's autocast asks its factors alone, and not its bias."""
+    factors = [operand(args, kwargs, at, name) for at, name in enumerate(("input1", "input2", "weight"))]
+    return mixed(func, args, kwargs) and (not autocast_is_on_a_gpu(args, kwargs) or not_autocasts(func, factors, {}))
+
+
 # What autocast casts by itself (measured on torch 2.13.0), and what it leaves alone; of sums, the first is the addend.
 LINEAR = {torch.nn.functional.linear}
 _CAST = {*found("matmul", "mm", "bmm", "vecdot"), _T.__matmul__, _T.__rmatmul__}
-_LEFT = {*found("mv", "dot", "vdot", "tensordot", "multi_dot", "bilinear", "_grouped_mm", "grouped_mm")}
-_SUMS_CAST, _SUMS_LEFT = {*found("addmm", "addbmm", "baddbmm")}, {*found("addmv")}
-PRODUCTS: set[Any] = {*_CAST, *_LEFT, *_SUMS_CAST, *_SUMS_LEFT, *found("inner", "addr"), torch.einsum}
+_CAST_ON_GPUS, _PROMOTED_ON_GPUS = {*found("mv", "multi_dot")}, {*found("dot", "vdot", "tensordot")}
+_LEFT = {*found("_grouped_mm", "grouped_mm")}
+_SUMS_CAST, _SUMS_CAST_ON_GPUS = {*found("addmm", "addbmm", "baddbmm")}, {*found("addmv")}
+PRODUCTS: set[Any] = {*_CAST, *_CAST_ON_GPUS, *_PROMOTED_ON_GPUS, *_LEFT, *_SUMS_CAST, *_SUMS_CAST_ON_GPUS}
+PRODUCTS |= {*found("bilinear", "inner", "addr"), torch.einsum}
 RULES: dict[Any, Rule] = {
     **dict.fromkeys((*LINEAR, *_CAST), Rule(mixed_outside_autocast, activations)),
+    **dict.fromkeys(_CAST_ON_GPUS, Rule(cast_on_gpus, activations)),
+    **dict.fromkeys(_PROMOTED_ON_GPUS, Rule(promoted_on_gpus, activations)),
     **dict.fromkeys(_LEFT, Rule(mixed, activations)),
     **dict.fromkeys(_SUMS_CAST, Rule(mixed_outside_autocast, _added)),
-    **dict.fromkeys(_SUMS_LEFT, Rule(mixed, _added)),
+    **dict.fromkeys(_SUMS_CAST_ON_GPUS, Rule(cast_on_gpus, _added)),
+    **dict.fromkeys(found("bilinear"), Rule(_bilinear, activations)),
     **dict.fromkeys(found("inner"), Rule(_of_vectors, activations)),
     **dict.fromkeys(found("addr"), Rule(dtypes=_added)),
     torch.einsum: Rule(_contracts, activations),

@@ -61,6 +61,31 @@ def mixed_outside_autocast(func: Any, args: Args, kwargs: Kwargs) -> bool:
     return given is not None and not autocast_is_on(given.device.type) and mixed(func, args, kwargs)
 
 
+def cast_on_gpus(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """What CUDA's autocast casts by itself, and the CPU's leaves alone (torch 2.13.0, ATen/autocast_mode.h)."""
+    return mixed(func, args, kwargs) and not autocast_is_on_a_gpu(args, kwargs)
+
+
+def promoted_on_gpus(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """What CUDA's autocast promotes as the CPU's does a join, and the CPU's leaves alone (the same)."""
+    return mixed(func, args, kwargs) and (not autocast_is_on_a_gpu(args, kwargs) or not_autocasts(func, args, kwargs))
+
+
+def autocast_is_on_a_gpu(args: Args, kwargs: Kwargs) -> bool:
+    device = first(floating((*args, *kwargs.values()))).device.type
+    return device != "cpu" and autocast_is_on(device)
+
+
+def not_autocasts(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """Autocast refuses to join a half precision that is not its own, unless something in float32 stands before it."""
+    tensors = [*floating((*args, *kwargs.values()))]
+    if not tensors or not autocast_is_on(tensors[0].device.type):
+        return False
+    own = torch.get_autocast_dtype(tensors[0].device.type)
+    unusual = (t.dtype for t in tensors if t.dtype in (torch.float32, *HALF) and t.dtype != own)
+    return bool(first(unusual, torch.float32) != torch.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """What to do with an operation that torch refuses for its operands' dtypes.

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..dtypes import HALF, autocast_is_on, first, floating
+from ..dtypes import HALF, first, floating
 from .operands import Args, Kwargs, found
-from .rule import Dtypes, Rule, Tensors, mixed, mixed_outside_autocast, widest
+from .rule import Dtypes, Rule, Tensors, mixed, mixed_outside_autocast, not_autocasts, promoted_on_gpus, widest
 
 _T = torch.Tensor
 
@@ -20,19 +20,18 @@ def _writes_to_an_index(func: Any, args: Args, kwargs: Kwargs) -> bool:
     return any(isinstance(item, (torch.Tensor, list)) for item in index) and mixed(func, (args[0], args[2]), {})
 
 
-def _is_not_autocasts(func: Any, args: Args, kwargs: Kwargs) -> bool:
-    """Autocast refuses to join a half precision that is not its own, unless something in float32 stands before it."""
-    tensors = [*floating((*args, *kwargs.values()))]
-    if not tensors or not autocast_is_on(tensors[0].device.type):
-        return False
-    own = torch.get_autocast_dtype(tensors[0].device.type)
-    unusual = (t.dtype for t in tensors if t.dtype in (torch.float32, *HALF) and t.dtype != own)
-    return bool(first(unusual, torch.float32) != torch.float32)
+def _joins(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """Autocast has a say in it on CPU alone, and without it torch joins all dtypes."""
+    tensor = first(floating((*args, *kwargs.values())))
+    return tensor is not None and tensor.device.type == "cpu" and not_autocasts(func, args, kwargs)
 
 
 def _copies(func: Any, args: Args, kwargs: Kwargs) -> bool:
     """On CPU autocast casts the operands of an ``index_copy`` as it does those of a join (torch 2.13.0)."""
-    return mixed_outside_autocast(func, args, kwargs) or _is_not_autocasts(func, args, kwargs)
+    tensor = first(floating((*args, *kwargs.values())))
+    if tensor is not None and tensor.device.type != "cpu":
+        return mixed(func, args, kwargs)
+    return mixed_outside_autocast(func, args, kwargs) or not_autocasts(func, args, kwargs)
 
 
 def _copied(func: Any, operands: Tensors) -> Dtypes:
@@ -51,15 +50,19 @@ def _limited(dtype: torch.dtype, at: int | str, value: Any) -> Any:
     return math.copysign(torch.finfo(dtype).max, value) if overflows else value
 
 
-_WRITES = [f"index_{name}" for name in ("put", "add", "reduce")]
-_WRITES += ["scatter", "scatter_add", "scatter_reduce", "masked_scatter", "put", "lerp"]
+_PROMOTED = ["index_put", "scatter_add"]  # those in place are not
+_WRITES = [f"index_{name}" for name in ("add", "reduce")]
+_WRITES += ["scatter", "scatter_reduce", "masked_scatter", "put", "lerp"]
 _SUMS = ("addmm_", "addbmm_", "baddbmm_", "addmv_")
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(found(*_WRITES), Rule(mixed)),
+    **dict.fromkeys(found(*_PROMOTED), Rule(promoted_on_gpus)),
     **dict.fromkeys(found("index_copy"), Rule(_copies, _copied)),
-    **dict.fromkeys(found(*(f"{name}_" for name in _WRITES), "index_copy_", *_SUMS), Rule(mixed, in_place=True)),
+    **dict.fromkeys(
+        found(*(f"{name}_" for name in (*_WRITES, *_PROMOTED)), "index_copy_", *_SUMS), Rule(mixed, in_place=True)
+    ),
     _T.__setitem__: Rule(_writes_to_an_index, in_place=True),
-    **dict.fromkeys(found("cat", "concat", "concatenate", "stack"), Rule(_is_not_autocasts, widest)),
+    **dict.fromkeys(found("cat", "concat", "concatenate", "stack"), Rule(_joins, widest)),
     **dict.fromkeys(found("hstack", "vstack", "dstack", "column_stack", "row_stack"), Rule(dtypes=widest)),
     **dict.fromkeys(found("masked_fill", "pad"), Rule(_overflow, fit=_limited)),
     **dict.fromkeys(found("masked_fill_"), Rule(_overflow, fit=_limited, in_place=True)),
