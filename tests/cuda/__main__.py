@@ -36,12 +36,12 @@ def page(device: str, found: dict[str, Outcome]) -> str:
 def main() -> int:
     device, *files = sys.argv[1:] or ["emulated"]
     found: dict[str, Outcome] = {}
+    written = ROOT / "docs" / f"cuda-{'emulated' if device == 'emulated' else 'gpu'}.md"
     for file in files or FILES:
         found |= outcomes(device, [file], minutes=120)
+        if not files:
+            written.write_text(page(device, found))
         print(f"{file}: {found[file].passed} passed, {len(found[file].failed)} failed", flush=True)
-    written = ROOT / "docs" / f"cuda-{'emulated' if device == 'emulated' else 'gpu'}.md"
-    if not files:
-        written.write_text(page(device, found))
     return any(outcome.failed for outcome in found.values())
 
 

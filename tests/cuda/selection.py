@@ -33,13 +33,13 @@ class Outcome:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def outcomes(device: str, files: list[str], *options: str, minutes: float = 60) -> dict[str, Outcome]:
-    """What came of the tests of these files on a device (see ``tests/devices.py``), in a process of their own."""
+def outcomes(device: str, tests: list[str], *options: str, minutes: float = 60) -> dict[str, Outcome]:
+    """What came of these tests, by file, on a device (see ``tests/devices.py``), in a process of their own."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *options]
         run = subprocess.run(
-            [*command, *files],
+            [*command, *tests],
             cwd=ROOT,
             env=os.environ | {"TEST_DEVICE": device},
             capture_output=True,
@@ -48,7 +48,7 @@ def outcomes(device: str, files: list[str], *options: str, minutes: float = 60) 
         )
         assert report.exists(), run.stdout[-2000:] + run.stderr[-2000:]
         cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    found = {file: Outcome() for file in files}
+    found = {file.partition("::")[0]: Outcome() for file in tests}
     for case in cases:
         # A file that can't be imported is a case without a class.
         module = case.get("classname") or case.get("name", "")

@@ -13,18 +13,32 @@ pytestmark = [
     pytest.mark.skipif(build.compiler() is None, reason="the emulated CUDA device needs a C++ compiler"),
 ]
 
-# Those that take long on the CPU, too, are left to `make cuda`: whole models, Dynamo, training in all combinations.
-LONG = ["modules", "watching", "operations", "sweep_selection", "parity", "evaluation"]
-SHORT = [file for file in FILES if not any(file.endswith(f"/test_{name}.py") for name in LONG)]
+# What takes long on the CPU, too, is left to `make cuda`: whole models, Dynamo, training in all combinations.
+LONG = [f"test_{name}.py" for name in ("modules", "watching", "operations", "sweep_selection", "parity", "evaluation")]
+SHORT = [file for file in FILES if file.rpartition("/")[2] not in LONG]
+UNTIMELY = "not compiled_equals and not half_precisions and not OfTransformers and not backward_runs"
+PARITY, MODULES = "tests/training/test_parity.py", "tests/patches/test_modules.py"
+STEPS = [
+    *(f"test_a_training_step_of_lora_that_works_has_the_unpatched_bits[LORA-{case}]" for case in ("4-DoRA", "8-plain")),
+    *(
+        f"test_a_training_step_of_another_method_that_works_has_the_unpatched_bits[{case}]"
+        for case in ("VERA-4", "IA3-8")
+    ),
+    "test_a_step_with_a_float32_norm_and_a_bf16_head_is_mended_where_it_fails_and_nowhere_else[LORA-4]",
+]
+# CUDA's autocast casts other operations than the CPU's, and compiled code has to know it.
+CASTS = "test_what_torch_refuses_is_computed_as_in_float32"
+COMPILED = [f"{name}-training-autocast-compiled" for name in ("Scattered", "Bilinear", "NormOfItsOwn")]
 
 
 @functools.cache
-def on_emulated():
-    return outcomes("emulated", SHORT, "-k", "not compile and not half_precisions and not OfTransformers", minutes=20)
+def on_an_emulated_gpu():
+    chosen = [f"{PARITY}::{step}" for step in STEPS] + [f"{MODULES}::{CASTS}[{case}]" for case in COMPILED]
+    return outcomes("emulated", [*SHORT, *chosen], "-k", UNTIMELY, minutes=20)
 
 
-@pytest.mark.parametrize("file", SHORT)
-def test_a_file_passes_on_an_emulated_gpu(file):
-    outcome = on_emulated()[file]
+@pytest.mark.parametrize("file", [*SHORT, PARITY, MODULES])
+def test_what_a_file_holds_is_so_on_an_emulated_gpu(file):
+    outcome = on_an_emulated_gpu()[file]
     assert not outcome.failed
     assert outcome.passed
