@@ -69,6 +69,10 @@ def see(module: torch.nn.Module, autocast: bool, values: Iterable[Any]) -> None:
         if record is not None:
             autocast = autocast or torch.is_autocast_enabled()  # a layer on the CPU inside CUDA autocast
             if "model" in record:
+                # No write where it tells nothing new: Dynamo breaks its graph at a checkpoint that has one inside (torch
+                # 2.13.0, "HOP: Unsafe side effect"), and what is run again then draws another dropout.
+                if _way(record) == autocast:
+                    return
                 record["changes"] = record["model"]["changes"]
             elif not torch.compiler.is_compiling() and record["autocast"] != autocast:
                 record["changes"] += 1  # what its layers were called in before counts no more
@@ -92,8 +96,14 @@ def computes_as_upstream(layer: torch.nn.Module, autocast: bool, x: torch.Tensor
         return True
     if record is None:
         return False
+    return _way(record) is False
+
+
+def _way(record: dict[str, Any]) -> bool | None:
+    """Whether under autocast: a layer's own way, else its model's."""
     model, own = record.get("model", record), record["autocast"]
-    return (own if own is not None and record["changes"] == model["changes"] else model["autocast"]) is False
+    found: bool | None = own if own is not None and record["changes"] == model["changes"] else model["autocast"]
+    return found
 
 
 def _requires_grad(values: Iterable[Any]) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import StaticCache
 
 import qlora_bf16_patch
 from benchmarks.measure import unpatched
-from benchmarks.models import TOY, llama
+from benchmarks.models import TOY, checkpoint, llama
 
 RECIPES = ["plain", "kbit", "qlora"]
 
@@ -88,6 +89,28 @@ def test_no_graph_no_recompilation_and_no_operation_more_than_unpatched(run, rec
         assert all(ours < theirs for ours, theirs in zip(operations, operations_unpatched, strict=True))
     else:
         assert operations == operations_unpatched
+
+
+def test_a_checkpoint_stays_in_its_graph_and_what_is_run_again_draws_the_same_dropout():
+    def gradients():
+        torch._dynamo.reset()
+        checkpoint(TOY)  # is made once, and sets the seed
+        torch.manual_seed(0)  # of adapters and dropout
+        model = llama(TOY, "plain").train()  # seen to train for the first time while Dynamo traces
+        model.config.use_cache = False
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.disable_input_require_grads()  # its hook breaks the graph
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.lora_dropout["default"] = torch.nn.Dropout(0.5)
+        train(model, torch.compile(model, fullgraph=True, backend="aot_eager"))
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    with unpatched():
+        expected = gradients()
+    assert expected
+    for name, gradient in gradients().items():
+        assert torch.equal(gradient, expected[name]), name
 
 
 @pytest.mark.parametrize("run", [decode, train])
