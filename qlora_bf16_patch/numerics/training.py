@@ -69,8 +69,8 @@ def see(module: torch.nn.Module, autocast: bool, values: Iterable[Any]) -> None:
         if record is not None:
             autocast = autocast or torch.is_autocast_enabled()  # a layer on the CPU inside CUDA autocast
             if "model" in record:
-                # No write where it tells nothing new: Dynamo breaks its graph at a checkpoint that has one inside (torch
-                # 2.13.0, "HOP: Unsafe side effect"), and what is run again then draws another dropout.
+                # No write where it tells nothing new: Dynamo breaks its graph at a checkpoint that has one inside
+                # (torch 2.13.0, "HOP: Unsafe side effect"), and what is run again then draws another dropout.
                 if _way(record) == autocast:
                     return
                 record["changes"] = record["model"]["changes"]
