@@ -72,10 +72,9 @@ under autocast, and its loss is the same bits without the shim.""",
         ("Accelerate",),
         "engines/accelerator.py",
         notes="""\
-Two processes are DDP. The model that `prepare` gives back is called under autocast, so its evaluation runs without the
-shim as well; what `unwrap_model` gives back generates, and its base model evaluates, outside. `unwrap_model(model,
-keep_fp32_wrapper=False)` takes autocast off the model for good: what is trained after it is trained outside of
-autocast, with or without the shim.""",
+Two processes are DDP. The model that `prepare` gives back is called under autocast; what `unwrap_model` gives back
+generates, and its base model evaluates, outside of it. `unwrap_model(model, keep_fp32_wrapper=False)` takes autocast
+off the model for good: what is trained after it is trained outside of autocast.""",
     ),
     Section(
         "DistributedDataParallel",
@@ -91,8 +90,8 @@ buckets so small that Dynamo splits its graphs at them.""",
         ("FSDP2",),
         "engines/fsdp2.py",
         notes="""\
-Without the last line but one `generate` would go past the hook that gathers what belongs to no layer. The state dict
-holds the packed weights without their scales, without the shim as with it: save the adapters.""",
+`PeftModel.generate` calls the base model, past the hook that gathers what belongs to no layer: so it is registered. The
+state dict holds the packed weights without their scales, without the shim as with it: save the adapters.""",
     ),
     Section(
         "FSDP1",
@@ -158,7 +157,8 @@ def lines(source: str, classes: tuple[str, ...] = ()) -> str:
 
 def page() -> str:
     found = records()
-    return "\n".join([INTRODUCTION, *table(found), *(line for section in SECTIONS for line in told(section, found))])
+    sections = (line for section in SECTIONS for line in told(section, found))
+    return "\n".join([INTRODUCTION, *table(found), *sections]) + "\n"
 
 
 def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -172,7 +172,6 @@ def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
                 continue
             same = (counted(run[f"the same {what}"]) for what in ("without and with", "on both ranks"))
             yield f"| {' | '.join([name, spoken(run['without']), spoken(run['with']), *same])} |"
-    yield ""
 
 
 def spoken(said: dict[str, str]) -> str:
@@ -196,7 +195,7 @@ def told(section: Section, found: dict[str, dict[str, Any]]) -> Iterator[str]:
         record = found[name]
         versions = ", ".join(f"{library} {release}" for library, release in record["versions"].items())
         yield (
-            f"{name}: {versions}; Python {record['python']}, {record['machine']}, {record['date']}, commit "
+            f"- {name}: {versions}; Python {record['python']}, {record['machine']}, {record['date']}, commit "
             f"{record['commit']}."
         )
 
@@ -205,9 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="page", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write it to docs/{PAGE.name}")
     if parser.parse_args().write:
-        PAGE.write_text(page() + "\n")
+        PAGE.write_text(page())
     else:
-        print(page())
+        print(page(), end="")
 
 
 if __name__ == "__main__":
