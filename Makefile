@@ -3,7 +3,7 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test sweep bench matrix matrix-check engines cuda torch engine demo clean
+.PHONY: test sweep bench matrix matrix-check engines cuda torch engine programs demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,6 +46,10 @@ matrix-check: .venv/installed
 engines: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/nox -s engines --envdir .venv/engines -- $(if $(ENGINE),"$(ENGINE)")
 	$(BIN)/python -m tests.distributed.page --write
+
+# The programs of docs/programs.md, each in an environment of its own; one of them: make programs PROGRAM=trl
+programs: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/nox --envdir .venv/programs -s "programs$(if $(PROGRAM),($(PROGRAM)))"
 
 demo: .venv/installed
 	@echo '== without the shim: training goes on, and every generate() of the callback fails'

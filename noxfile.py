@@ -1,4 +1,4 @@
-"""``make matrix``, ``torch``, ``engine``, ``engines``: what the shim does on other releases and in engines, recorded.
+"""``make matrix``, ``torch``, ``engine``, ``engines``, ``programs``: what the shim does elsewhere is recorded.
 
 Each has an environment of its own.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import nox
 import tomllib
@@ -14,6 +15,8 @@ import tomllib
 ROOT = Path(__file__).parent
 STACKS = tomllib.loads((ROOT / "tests/versions/stacks.toml").read_text())
 DEFAULTS, ENGINE = STACKS.pop("defaults"), STACKS.pop("engine")
+PROGRAMS = tomllib.loads((ROOT / "tests/programs/programs.toml").read_text())
+CONSTRAINTS = PROGRAMS.pop("defaults")["constraints"]
 # The libraries that are patched, and what the tests and the sweep import.
 INSTALLED = ("transformers", "peft", "bitsandbytes", "accelerate")
 TOOLS = ("expecttest", "hypothesis", "pytest", "rich", "scipy", "sentencepiece")
@@ -59,6 +62,36 @@ def engine(session: nox.Session) -> None:
     for release in ENGINE["wrapt"]:
         session.install("--quiet", f"wrapt=={release}")
         session.run("python", "-m", "tests.versions.engine", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+@nox.parametrize("program", list(PROGRAMS), ids=list(PROGRAMS))
+def programs(session: nox.Session, program: str) -> None:
+    """Install a program, and record how it runs without and with the shim."""
+    wanted = PROGRAMS[program]
+    folder = Path(session.virtualenv.location).absolute()
+    installed, constraints = folder / "installed.txt", folder / "constraints.txt"
+    what = "\n".join([str(wanted), *CONSTRAINTS]) + "\n"
+    if not installed.exists() or installed.read_text() != what:
+        constraints.write_text("\n".join(CONSTRAINTS))
+        install_program(session, wanted, folder, "--quiet", "--constraint", str(constraints))
+        installed.write_text(what)
+    session.run("python", "-m", "tests.programs.record", program, *session.posargs, env=ENVIRONMENT)
+
+
+def install_program(session: nox.Session, wanted: dict[str, Any], folder: Path, *options: str) -> None:
+    """The program with what it asks for, but ``without`` some of that; then the shim."""
+    session.install(*options, "torch", "packaging")
+    others = [wanted["install"]]
+    if "without" in wanted:
+        session.install(*options, "--no-deps", *others)
+        asked = ("python", "-m", "tests.programs.requirements", *others, *wanted["without"])
+        others = session.run_install(*asked, silent=True).split("\n")
+    if "uncompiled" in wanted:
+        session.install(*options, "--no-deps", wanted["uncompiled"])
+        for library in folder.glob(f"lib/*/site-packages/{wanted['uncompiled']}/lib/*.so"):
+            library.unlink()
+    session.install(*options, "--editable", ".", *filter(None, others), *wanted["extra"])
 
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

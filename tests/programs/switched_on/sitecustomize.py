@@ -1,0 +1,1 @@
+import qlora_bf16_patch  # noqa: F401
