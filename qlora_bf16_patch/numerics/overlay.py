@@ -33,8 +33,8 @@ def overlay(module: _Module, **attributes: Any) -> _Module:
     return other  # type: ignore[no-any-return]
 
 
-# On torch 2.7 and 2.8 Dynamo traces no `__dict__.update`: it reads and writes single entries, and cannot list them.
-_UPDATES = torch.__version__ >= "2.10"  # a TorchVersion
+# On torch 2.10 and older Dynamo traces no `__dict__.update`: it reads and writes single entries, and cannot list them.
+_UPDATES = torch.__version__ >= "2.13"  # a TorchVersion
 
 
 def _names(module: Any) -> tuple[str, ...]:
