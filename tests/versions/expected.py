@@ -18,6 +18,18 @@ _OVERRULED = (
 _KNOWN = (
     ("wrapt<1.15", "hooks_need_each_other", "", "hooks are called under wrapt's own lock, so 1.15 is the floor"),
     (
+        "torch<2.8",
+        "^(?!.*(several_graphs|dynamo_breaks))",
+        "torch._dynamo.exc|fullgraph|Unsupported",
+        "Dynamo cannot trace a 4-bit layer in one graph, with the shim as without",
+    ),
+    (
+        "torch<2.7",
+        "what_dynamo_breaks_the_graph_at",
+        "torch.dtype",
+        "Dynamo mixes up the arguments of an LSTM's frames beneath a function mode, and the compiled model fails",
+    ),
+    (
         "torch<2.6",
         "autocast_changes_nothing",
         "equal",

@@ -17,7 +17,7 @@ from .processes import RECORDS, ROOT
 
 LIBRARIES = ("transformers", "peft", "bitsandbytes", "accelerate", "torch")
 PARTS = ("status", "failure", "contracts", "toggles", "compiled", "sweep")
-TESTED = ("contracts", "toggles", "compiled")
+TESTS = ("contracts", "toggles", "compiled")
 ENGINE = RECORDS / "engine.json"
 PAGE = ROOT / "docs" / "versions.md"
 STACKS = tomllib.loads(Path(__file__).with_name("stacks.toml").read_text())
@@ -45,13 +45,14 @@ TORCH = """\
 ## torch
 
 `make torch` does the same with other releases of torch, each with the newest companions that run with it. Here the
-tests of switching on and off and of compiled code are run instead of the sweep.
+tests of switching on and off and of compiled code are run instead of the sweep. Before torch 2.8 Dynamo cannot trace a
+4-bit layer of bitsandbytes in one graph, with the shim as without, and before 2.7 not PEFT's own `forward` either.
 """
 ENGINES = """\
 ## Python and wrapt
 
 `make engine` runs the tests of the engine, which needs no torch, with wrapt's extension in C and without it
-(`WRAPT_DISABLE_EXTENSIONS`). Where only one is told, pip could not build the extension for that Python.
+(`WRAPT_DISABLE_EXTENSIONS`). Where only one is told, pip finds that wrapt without its extension for that Python.
 """
 
 
@@ -62,29 +63,29 @@ def parts_of(stack: str) -> tuple[str, ...]:
 
 
 def records() -> dict[str, dict[str, Any]]:
-    """What was recorded in full, by stack, in the order of ``stacks.toml``."""
+    """What was recorded, by stack, in the order of ``stacks.toml``."""
     files = {name: RECORDS / f"{name}.json" for name in STACKS}
     found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    return {name: record for name, record in found.items() if record.keys() >= {*parts_of(name)}}
+    of_torch = {"status", "failure"}  # the tests as far as they were run
+    needed = {name: of_torch if name.startswith("torch-") else {*parts_of(name)} for name in found}
+    return {name: record for name, record in found.items() if record.keys() >= needed[name]}
 
 
 def page() -> str:
     found = records()
-    libraries, torchs = (
-        {name: one for name, one in found.items() if ("sweep" in one) == swept} for swept in (True, False)
-    )
-    parts = [INTRODUCTION, *table(libraries), "", TORCH, *table(torchs), "", *engine(), "", *autocast(libraries)]
-    return "\n".join([*parts, *notes(found)])
+    torchs = {name: record for name, record in found.items() if name.startswith("torch-")}
+    libraries = {name: record for name, record in found.items() if name not in torchs}
+    tables = [*table(libraries, "contracts", "sweep"), "", TORCH, *table(torchs, *TESTS), "", *engine()]
+    return "\n".join([INTRODUCTION, *tables, "", *autocast(libraries), *notes(found)])
 
 
-def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    told = {"contracts": contracts, "toggles": toggles, "compiled": compiled, "sweep": sweep}
-    shown = [part for part in PARTS if all(part in record for record in found.values()) and part in told]
-    yield from row("stack", *LIBRARIES, "Python", "the report", *shown)
-    yield from row(*["---"] * (len(LIBRARIES) + len(shown) + 3))
+def table(found: dict[str, dict[str, Any]], *parts: str) -> Iterator[str]:
+    yield from row("stack", *LIBRARIES, "Python", "the report", *parts)
+    yield from row(*["---"] * (len(LIBRARIES) + len(parts) + 3))
     for name, record in found.items():
         versions = (record["versions"].get(one, "") for one in LIBRARIES)
-        yield from row(name, *versions, record["python"], report(record), *(told[part](record) for part in shown))
+        results = (sweep(record) if part == "sweep" else tests(record, part) for part in parts)
+        yield from row(name, *versions, record["python"], report(record), *results)
 
 
 def row(*cells: str) -> Iterator[str]:
@@ -100,9 +101,11 @@ def report(record: dict[str, Any]) -> str:
     return f"off: {off} of 3 generate; on: {on}, in fp16 {fp16}"
 
 
-def contracts(record: dict[str, Any], part: str = "contracts") -> str:
+def tests(record: dict[str, Any], part: str) -> str:
+    if part not in record:
+        return "not run"
     counts = {kind: sum(one.get(kind, 0) for one in record[part].values()) for kind in ("passed", "skipped")}
-    explained, unexplained = failures(record, True, (part,)), failures(record, False, (part,))
+    explained, unexplained = failures(record, True, part), failures(record, False, part)
     words = [f"{counts['passed']} passed"]
     for count, what in (
         (sum(one["cases"] for one in explained), "explained"),
@@ -114,22 +117,14 @@ def contracts(record: dict[str, Any], part: str = "contracts") -> str:
     return ", ".join(words)
 
 
-def toggles(record: dict[str, Any]) -> str:
-    return contracts(record, "toggles")
-
-
-def compiled(record: dict[str, Any]) -> str:
-    return contracts(record, "compiled")
-
-
-def tested(record: dict[str, Any], parts: tuple[str, ...] = TESTED) -> dict[str, dict[str, Any]]:
+def tested(record: dict[str, Any], *parts: str) -> dict[str, dict[str, Any]]:
     """What became of the tests, by file."""
-    return {file: counted for part in parts for file, counted in record.get(part, {}).items()}
+    return {file: counted for part in parts or TESTS for file, counted in record.get(part, {}).items()}
 
 
-def failures(record: dict[str, Any], expected: bool, parts: tuple[str, ...] = TESTED) -> list[dict[str, Any]]:
+def failures(record: dict[str, Any], expected: bool, *parts: str) -> list[dict[str, Any]]:
     """The tests that failed, those with a known reason or the others."""
-    failed = [one for counted in tested(record, parts).values() for one in counted.get("what failed", ())]
+    failed = [one for counted in tested(record, *parts).values() for one in counted.get("what failed", ())]
     told = [one | {"expected": why(one["test"], one["reason"], record["versions"])} for one in failed]
     return [one for one in told if bool(one["expected"]) == expected]
 
@@ -147,7 +142,6 @@ def sweep(record: dict[str, Any]) -> str:
 
 
 def engine() -> Iterator[str]:
-    """The table of Pythons and releases of wrapt."""
     rows = json.loads(ENGINE.read_text())
     pythons = list(dict.fromkeys(one["python"] for one in rows))
     yield ENGINES

@@ -1,6 +1,7 @@
 """The floors, the classifiers, the README and the page of versions say what versions.py and the records do."""
 
 import configparser
+import json
 import re
 import types
 
@@ -66,7 +67,7 @@ def test_a_patch_is_gated_by_the_floor_and_tested_with_the_newest_release_record
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_record_has_no_mismatch_with_the_shim_and_names_no_path_of_a_machine(name):
+def test_a_record_has_the_report_mended_no_new_failure_and_names_no_path_of_a_machine(name):
     record, text = RECORDS[name], (written.RECORDS / f"{name}.json").read_text()
     assert not re.search(r"/(work|tmp|root|home|opt|usr)/", text)
     assert record["stack"] == name
@@ -90,6 +91,19 @@ def test_a_record_has_no_mismatch_with_the_shim_and_names_no_path_of_a_machine(n
 def test_a_record_of_something_wrong_is_complained_of(part, complaint):
     (told,) = complaints({"versions": RECORDS["pinned"]["versions"]} | part)
     assert complaint in told
+
+
+def test_the_oldest_torch_that_was_recorded_is_the_floor():
+    oldest = min(Version(record["versions"]["torch"]) for record in RECORDS.values())
+    assert oldest.release[:2] == Version(FLOORS["torch"]).release
+
+
+def test_the_engine_holds_with_every_wrapt_from_the_floor_on_and_with_no_older_one():
+    rows = json.loads(written.ENGINE.read_text())
+    assert {row["python"].rpartition(".")[0] for row in rows} == {"3.10", "3.11", "3.12", "3.13"}
+    assert {row["extension"] for row in rows} == {True, False}
+    for row in rows:
+        assert (row["failed"] == 0) == (Version(row["wrapt"]) >= Version(FLOORS["wrapt"]))
 
 
 @pytest.mark.parametrize("nested", [False, True])
