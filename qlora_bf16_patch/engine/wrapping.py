@@ -155,7 +155,7 @@ def _plan(installation: Installation, target: Target) -> Change:
     inherited = above[-1].inherited if above else missing
     pairs = [(installation, target), *((layer.installation, layer.target) for layer in reversed(above))]
     for each, its_target in pairs:
-        function = its_target.factory(below, each)
+        function = its_target.factory(_unbound(below, owner), each)
         if type(function) is not types.FunctionType or function is below:
             # torch.compile of an outer module bypasses a wrapt.FunctionWrapper on a forward (torch 2.13.0).
             raise TypeError(f"the factory of {each.name} must return a new plain function, not {function!r}")
@@ -163,6 +163,12 @@ def _plan(installation: Installation, target: Target) -> Change:
         new.append(Layer(each, its_target, function, below, inherited))
         below, inherited = function, False
     return Change(target, top, missing, above, new)
+
+
+def _unbound(function: Any, owner: Any) -> Any:
+    """What ``owner.attribute`` would give: called as it stands, a wrapt.FunctionWrapper is not told the instance."""
+    bind = getattr(type(function), "__get__", None) if isinstance(owner, type) else None
+    return bind(function, None, owner) if bind else function
 
 
 def _later(installation: Installation, function: Any, target: Target) -> Iterator[Layer]:

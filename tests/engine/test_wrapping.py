@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+import wrapt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -121,6 +122,23 @@ def test_another_partys_wrapper_between_ours_keeps_its_place(library):
     assert call(library) == ["theirs", "first", "original"]
     registry.enable("fake.second")
     assert call(library) == ["second", "theirs", "first", "original"]
+
+
+def test_another_partys_wrapt_wrapper_beneath_ours_is_given_the_instance_as_without_us(library):
+    instances = []
+
+    def theirs(wrapped, instance, args, kwargs):
+        instances.append(instance)
+        return "theirs " + wrapped(*args, **kwargs)
+
+    wrapt.wrap_function_wrapper(library, "Layer.forward", theirs)
+    top = vars(library.Layer)["forward"]
+    registry = make_registry_of("first", "second")
+    layer = library.Layer()
+    assert layer.forward().split() == ["second", "first", "theirs", "original"]
+    assert instances == [layer]
+    registry.uninstall()
+    assert vars(library.Layer)["forward"] is top
 
 
 def test_a_wrapper_that_another_party_took_away_again_is_patched_as_before(library):
