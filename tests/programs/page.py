@@ -76,7 +76,8 @@ rounding chooses another. Without the shim PEFT computes adapters in float32 out
 what they computed in training, and what lies between the layers keeps its dtype. In 8 bits the reference itself rounds:
 under a CPU's autocast bitsandbytes multiplies integers in half precision, which the shim does not
 ([contracts](contracts.md)). On both sides bitsandbytes is kept from repacking weights for this CPU, which rounds them,
-too (README, *Before you decide*).
+too (README, *Before you decide*). Who wants autocast's own rounding in every `generate()` switches the patch
+`transformers.generate` on.
 """
 
 
