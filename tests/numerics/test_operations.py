@@ -6,18 +6,24 @@ import pytest
 import torch
 
 from qlora_bf16_patch.numerics.mode import CastOnMismatch
+from qlora_bf16_patch.numerics.rules import rule_of
+from qlora_bf16_patch.numerics.rules.rule import never
 
 from .. import devices
 from .operations.asking import ask, attempt, same
-from .operations.calls import every_call
+from .operations.calls import every_call, of_ours, of_torchs_samples
 from .operations.page import EXCUSED, PAGE, page, wrong
 
 
 @pytest.fixture(scope="module")
 def calls():
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), devices.default():
         warnings.simplefilter("ignore")
-        return list(every_call())
+        if devices.TYPE == "cpu":
+            return list(every_call())
+        # On CUDA those alone that the rules know: what autocast casts is another there, and compiled code goes by them.
+        found = [*of_torchs_samples(), *of_ours()]
+        return [call for call in found if rule_of(call.entry()).refuses is not never]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,7 @@ def findings(calls):
 
 
 def test_what_torch_refuses_is_mended_and_what_it_takes_is_left_alone(findings):
-    assert len(findings) > 600
+    assert len(findings) > (600 if devices.TYPE == "cpu" else 100)
     assert not wrong(findings)
 
 
