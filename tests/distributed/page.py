@@ -188,17 +188,8 @@ def counted(same: dict[str, bool]) -> str:
 
 
 def told(section: Section, found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    yield from (
-        "",
-        f"## {section.title}",
-        "",
-        "```python",
-        IMPORT,
-        "",
-        lines(section.source, section.classes),
-        "```",
-        "",
-    )
+    yield from ("", f"## {section.title}", "")
+    yield from ("```python", IMPORT, "", lines(section.source, section.classes), "```", "")
     if section.notes:
         yield from (section.notes, "")
     for name in section.engines:
