@@ -23,8 +23,14 @@ generated text, the state of each patch and its notes.
 
 ## How to switch the shim on
 
-A program of others has no top of the script. Python imports a module `sitecustomize` at each start, in the program and
-in every worker that it starts, so one file in a folder of its own is enough:
+A program of others has no top of the script. This starts it with the shim on, in itself and in every worker that it
+starts ([diagnosing](diagnosing.md)):
+
+    qlora-bf16-patch run llamafactory-cli train sft.yaml
+
+Where the command itself cannot be changed, the environment can. Python imports a module `sitecustomize` at each start,
+so one file in a folder of its own is enough. The records below were made so; the first setting of LLaMA-Factory was run
+by the command above as well, with the same losses, casts and texts.
 
     mkdir switched_on
     echo 'import qlora_bf16_patch' > switched_on/sitecustomize.py
