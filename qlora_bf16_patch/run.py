@@ -9,15 +9,18 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
+from .bootstrap import _qlora_bf16_patch_children as children
 from .engine.environment import MAIN, Environment
+from .engine.plugins import find
 from .patches import CATALOGUE, MOVED
 
-BOOTSTRAP = str(Path(__file__).parent / "bootstrap")
 NOT_FOUND = 127  # as of a shell
+IGNORED = ("SIGPIPE", "SIGXFSZ")  # by Python (Python/pylifecycle.c); a program that is no Python would inherit it
 
 
 class ProgramNotFoundError(ValueError):
@@ -36,11 +39,16 @@ def run(program: Sequence[str], environ: MutableMapping[str, str]) -> None:
         EnvironmentVariableError: a patch or a value in ``environ`` is not known.
     """
     command = command_of(program)
-    Environment(environ, [patch.name for patch in CATALOGUE], MOVED)
-    entries = [BOOTSTRAP, *filter(None, [environ.get("PYTHONPATH")])]
+    plugins = [point.name for point in find("qlora_bf16_patch.patches")]
+    Environment(environ, [*(patch.name for patch in CATALOGUE), *plugins], MOVED)
+    entries = [children.HERE, *filter(None, [environ.get("PYTHONPATH")])]
     environ["PYTHONPATH"] = os.pathsep.join(entries)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    children.watch("os.exec", (command[0], command, environ))
+    for name in IGNORED:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed before the start
+        stream.flush()
     os.execve(command[0], command, dict(environ))
 
 
@@ -49,15 +57,16 @@ def command_of(program: Sequence[str]) -> list[str]:
     first = program[0]
     if first == "-m":
         return [sys.executable, *program]
-    if first.endswith((".py", ".pyz")) or Path(first).is_dir():
-        if not Path(first).exists():
-            raise ProgramNotFoundError(f"there is no file {first!r} in {Path.cwd()}")
-        return [sys.executable, *program]
+    is_script = first.endswith((".py", ".pyz"))
     beside = str(Path(sys.executable).parent)
-    found = shutil.which(first) or shutil.which(first, path=beside)
-    if found is None:
-        raise ProgramNotFoundError(f"there is no command {first!r} on PATH, nor beside {sys.executable}")
-    return [found, *program[1:]]
+    found = None if is_script else shutil.which(first) or shutil.which(first, path=beside)
+    if found is not None:
+        return [found, *program[1:]]
+    if Path(first).exists():  # a folder only here: who runs `lm_eval` in a clone of it means the command
+        return [sys.executable, *program]
+    if is_script:
+        raise ProgramNotFoundError(f"there is no file {first!r} in {Path.cwd()}")
+    raise ProgramNotFoundError(f"there is no command {first!r} on PATH, nor beside {sys.executable}")
 
 
 def variables(
@@ -76,15 +85,13 @@ def variables(
 
 def started() -> None:
     """Called in a process of the program, before its first library is imported."""
+    atexit.unregister(_tell)  # two threads may import their first library at once
     atexit.register(_tell)
 
 
 def _tell() -> None:
     """One line at the end: what was patched, and how many modules were cast."""
-    try:
-        sys.stderr.write(f"qlora-bf16-patch: process {os.getpid()}: {summary()}\n")
-    except (OSError, ValueError):  # the program has closed it
-        return
+    children.tell(summary())
 
 
 def summary() -> str:

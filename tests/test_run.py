@@ -113,15 +113,126 @@ def test_a_command_of_this_python_is_found_and_patched(tmp_path):
         ("subprocess.run([sys.executable, '-sE', '-c', ''])", "runs isolated"),
         ("subprocess.run([sys.executable, '-c', ''], env={})", "another PYTHONPATH"),
         ("os.execve(sys.executable, [sys.executable, '-c', ''], {})", "another PYTHONPATH"),
+        ("os.environ.pop('PYTHONPATH'); subprocess.run([sys.executable, '-c', ''])", "another PYTHONPATH"),
+        (
+            "os.environ.pop('PYTHONPATH'); subprocess.run([sys.executable, '-c', ''], env=os.environ)",
+            "another PYTHONPATH",
+        ),
+        ("subprocess.run(['other'], executable=sys.executable, env={}, input=b'')", "another PYTHONPATH"),
+        ("subprocess.run([sys.executable, '-W', 'ignore', '-I', '-c', ''])", "runs isolated"),
+        ("os.execvp('python', ['python', '-I', '-c', ''])", "runs isolated"),
+        (
+            "subprocess.run(['torchrun', '--help'], env={'PATH': os.environ['PATH']}, stdout=subprocess.DEVNULL)",
+            "another PYTHONPATH",
+        ),
+        ("subprocess.run([sys.executable, '-c', ''], env=os.environb)", ""),
+        ("subprocess.run([sys.executable, '-Wdefault::ImportWarning', '-c', ''])", ""),
+        ("subprocess.run([sys.executable, '-ucEIS=1'])", ""),
         ("subprocess.run([sys.executable, '-c', 'pass', '-I'])", ""),
         ("subprocess.run(['env'], env={}, stdout=subprocess.DEVNULL)", ""),
     ],
 )
 def test_a_child_that_cannot_have_it_is_told(script, call, told):
-    result = start(script(f"import os, subprocess, sys; {call}"))
+    beside = os.pathsep.join(["/nonexistent", str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = start(script(f"import os, subprocess, sys; {call}"), PATH=beside)
     assert result.returncode == 0
     assert (told in result.stderr) if told else not result.stderr
     assert result.stderr.count("the shim is not on in it") == bool(told)
+
+
+@pytest.mark.parametrize("options", ["-I", "-S"])
+def test_a_program_that_is_isolated_itself_is_told(script, options):
+    assert "runs isolated" in start(sys.executable, options, script("")).stderr
+    command = script(f"#!{sys.executable} {options}\n", "command")
+    command.chmod(0o755)
+    assert "runs isolated" in start(command).stderr
+
+
+def test_a_program_without_a_stderr_starts_children_as_ever(script):
+    file = script(
+        """
+        import subprocess, sys
+        if sys.stderr is not None:
+            sys.stderr.close()
+        isolated = [sys.executable, "-I", "-c", "import sys; sys.exit(5)"]
+        print(subprocess.run(isolated, stderr=subprocess.DEVNULL).returncode)
+        """
+    )
+    assert start(file).stdout == "5\n"
+    shell = f"exec {sys.executable} -m qlora_bf16_patch run {file} 2>&-"
+    result = subprocess.run(["sh", "-c", shell], stdout=subprocess.PIPE, text=True, timeout=300)
+    assert (result.stdout, result.returncode) == ("5\n", 0)
+
+
+def test_the_signals_that_python_ignores_are_not_ignored_in_a_program_that_is_no_python():
+    command = ["grep", "SigIgn", "/proc/self/status"]
+    plain = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert start(*command).stdout == plain.stdout
+
+
+def test_a_folder_with_a_commands_name_is_not_taken_for_it(script, tmp_path):
+    (tmp_path / "torchrun").mkdir()
+    (tmp_path / "torchrun" / "__main__.py").write_text("print('folder')")
+    assert "folder" not in start("torchrun", "--help", cwd=tmp_path).stdout
+    assert start("./torchrun", cwd=tmp_path).stdout == "folder\n"
+
+
+def test_a_file_that_cannot_be_executed_is_a_script_of_this_python(script, tmp_path):
+    script("print(__file__)", "train")
+    assert start("train", cwd=tmp_path).stdout == f"{tmp_path / 'train'}\n"
+
+
+def test_a_patch_of_a_third_party_can_be_named(script, tmp_path):
+    metadata = tmp_path / "third_party-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[qlora_bf16_patch.patches]\nfake.layer = third_party:PATCH\n")
+    result = start(script("print('ran')"), options=("--disable", "fake.layer"), PYTHONPATH=str(tmp_path))
+    assert result.stdout == "ran\n", result.stderr
+
+
+def test_a_finder_around_ours_breaks_no_import(script):
+    file = script(
+        """
+        import sys
+
+        class Around:
+            def __init__(self, finder):
+                self.finder = finder
+
+            def __getattr__(self, name):
+                return getattr(self.finder, name)
+
+        sys.meta_path[:] = map(Around, sys.meta_path)
+        import torch
+        print("qlora_bf16_patch" in sys.modules)
+        """
+    )
+    result = start(file)
+    assert result.stdout == "True\n", result.stderr
+
+
+@pytest.mark.parametrize("switch", ["1", "0"])
+def test_no_other_finder_is_left_out(script, switch):
+    file = script(
+        """
+        import importlib.util, sys
+
+        class Other:
+            def __init__(self, place):
+                self.place = place
+
+            def find_spec(self, name, path=None, target=None):
+                if name == "torch":
+                    asked.add(self.place)
+
+        asked = set()
+        sys.meta_path[1:1] = map(Other, range(3))
+        importlib.util.find_spec("torch")
+        print(asked)
+        """
+    )
+    assert start(file, QLORA_BF16_PATCH=switch).stdout == "{0, 1, 2}\n"
 
 
 def test_options_reach_it(script):
