@@ -36,7 +36,7 @@ def tensors_in(value: Any, depth: int = _DEPTH) -> Iterator[torch.Tensor]:
             yield from tensors_in(item, depth - 1)
     elif depth and dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name), depth - 1)
+            yield from tensors_in(getattr(value, field.name, None), depth - 1)  # a field may not be set
 
 
 def weight_of(module: torch.nn.Module) -> str | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .copies import Generate, Hook, clean_copies
+
 Entered = Callable[[str, torch.nn.Module, Any, Any], None]
 Left = Callable[[str, torch.nn.Module, Any], None]
 
@@ -17,22 +19,19 @@ Left = Callable[[str, torch.nn.Module, Any], None]
 def hooked(model: torch.nn.Module, entered: Entered, left: Left) -> Iterator[None]:
     """Call ``entered(path, module, args, kwargs)`` before each forward in ``model``, and ``left`` after it.
 
-    Where a forward raises, ``left(path, module, result)`` is called while the error is being handled.
+    Where a forward raises, ``left(path, module, result)`` is called while the error is being handled. A copy or pickle
+    of a module has no such hook.
     """
     with contextlib.ExitStack() as stack:
         for path, module in model.named_modules():
-            before = module.register_forward_pre_hook(_before(entered, path), prepend=True, with_kwargs=True)
+            stack.enter_context(clean_copies(module))
+            before = module.register_forward_pre_hook(
+                Hook(functools.partial(entered, path)), prepend=True, with_kwargs=True
+            )
             stack.callback(before.remove)
-            after = module.register_forward_hook(_after(left, path), with_kwargs=True, always_call=True)
+            after = module.register_forward_hook(Hook(_after(left, path)), with_kwargs=True, always_call=True)
             stack.callback(after.remove)
         yield
-
-
-def _before(entered: Entered, path: str) -> Callable[..., None]:
-    def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        entered(path, module, args, kwargs)
-
-    return hook
 
 
 def _after(left: Left, path: str) -> Callable[..., None]:
@@ -49,20 +48,19 @@ def around_generate(
     """Run each ``generate`` of ``model``, and of the models that it holds, inside of ``around()``."""
     with contextlib.ExitStack() as stack:
         for module in model.modules():
-            original = getattr(module, "generate", None)
+            original = _generate_of(module)
             if callable(original) and not isinstance(original, torch.nn.Module):
-                stack.callback(_put_back, module, module.__dict__.get("generate"))
-                module.__dict__["generate"] = _inside(original, around)
+                own = module.__dict__.get("generate")
+                stack.callback(_put_back, module, own)
+                module.__dict__["generate"] = Generate(original, own, around)
         yield
 
 
-def _inside(original: Any, around: Callable[[], contextlib.AbstractContextManager[Any]]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        with around():
-            return original(*args, **kwargs)
-
-    return generate
+def _generate_of(module: torch.nn.Module) -> Any:
+    try:
+        return getattr(module, "generate", None)
+    except Exception:  # a property of a model's own code
+        return None
 
 
 def _put_back(module: torch.nn.Module, own: Any) -> None:

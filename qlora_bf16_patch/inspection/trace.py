@@ -9,12 +9,14 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..hosts.bitsandbytes import is_kbit_model
+from ..numerics.places import modules_around
 from ..watching import events
+from ..watching.events import PATH
 from ..watching.refusals import is_of_dtypes
 from .differences import Difference, differences
 from .dtypes import autocast_around, compute_of, floating_dtypes, short, weight_of
@@ -69,7 +71,9 @@ class Trace:
     def __enter__(self) -> Trace:
         model = self._model
         if model is None:
-            raise RuntimeError("This trace was read from a file: make another one with qlora_bf16_patch.trace(model).")
+            raise RuntimeError(
+                "This trace has ended, or was read from a file: make another one with qlora_bf16_patch.trace(model)."
+            )
         if taken := _traced.intersection(map(id, model.modules())):
             raise RuntimeError(
                 f"{type(model).__name__} is being traced already ({len(taken)} of its modules are): end that trace "
@@ -91,14 +95,14 @@ class Trace:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._stack.close()
         if isinstance(error, Exception) and is_of_dtypes(error):
-            self.error = f"{self._here.failed or type(self._model).__name__}: {str(error).splitlines()[0]}"
+            self.error = f"{getattr(error, PATH, type(self._model).__name__)}: {str(error).splitlines()[0]}"
         paths = {seen.path for seen in self.ran}
         phases = self.phases
         self.ran = Counter(
             dict(sorted(self.ran.items(), key=lambda item: (phases.index(item[0].phase), self._order[item[0].path])))
         )
         named = self._model.named_modules() if self._model is not None else ()
-        self.never_ran = tuple(path for path, module in named if weight_of(module) and path not in paths)
+        self.never_ran = tuple(path for path, module in named if self._missed(module) and path not in paths)
         self._model, self._here, self._paths = None, _Here(), {}
 
     @contextlib.contextmanager
@@ -188,29 +192,33 @@ class Trace:
         if torch.compiler.is_compiling():
             return
         here = self._here
+        if here.running and here.running[0].path == path:  # torch calls no hook after a KeyboardInterrupt
+            here.running.clear()
         if not here.running:
-            here.failed = None
             here.phase = self._phase_of(module)
         values = (args, kwargs)
         self._order.setdefault(path, len(self._order))
-        here.running.append((path, floating_dtypes(values), autocast_around(values)))
+        handled = id(sys.exc_info()[1])
+        here.running.append(_Running(path, floating_dtypes(values), autocast_around(values), handled))
 
     def _left(self, path: str, module: torch.nn.Module, result: Any) -> None:
         here = self._here
-        if torch.compiler.is_compiling() or not here.running or here.running[-1][0] != path:
+        if torch.compiler.is_compiling() or all(call.path != path for call in here.running):
             return
-        _, inputs, autocast = here.running.pop()
-        if sys.exc_info()[1] is not None and result is None:
-            here.failed = here.failed or path
+        while (call := here.running.pop()).path != path:
+            pass  # it was left with no hook called
+        error = sys.exc_info()[1]
+        if result is None and error is not None and id(error) != call.handled:
+            vars(error).setdefault(PATH, path)  # of the innermost one
             return
         weight, compute, phase = weight_of(module), compute_of(module), self._phase or here.phase
         name, outputs = type(module).__name__, floating_dtypes(result)
-        self.ran[Ran(path, name, phase, inputs, weight, compute, autocast, outputs)] += 1
+        self.ran[Ran(path, name, phase, call.inputs, weight, compute, call.autocast, outputs)] += 1
 
     def _heard(self, module: torch.nn.Module, cast: events.Cast) -> None:
         path = self._paths.get(id(module))
-        if path is None:
-            return  # of another model
+        if path is None and not any(id(around) in self._paths for around in modules_around()):
+            return  # of another model, not one that was put in inside of the block
         phase = self._phase or (self._here.phase if self._here.running else self._phase_of(module))
         seen = (cast.operation, cast.operand, short(cast.given), short(cast.to), cast.patch)
         self.casts[CastSeen(path or cast.path, cast.module, phase, *seen)] += 1
@@ -222,21 +230,35 @@ class Trace:
 
     @contextlib.contextmanager
     def _generating(self) -> Iterator[None]:
-        self._here.generating += 1
+        here = self._here
+        running, phase = here.running, here.phase
+        here.running, here.generating = [], here.generating + 1
         try:
             yield
         finally:
-            self._here.generating -= 1
+            here.running, here.phase, here.generating = running, phase, here.generating - 1
+
+    def _missed(self, module: torch.nn.Module) -> bool:
+        """Whether a module that has not run could have been seen: it has a weight, and was there from the start."""
+        return weight_of(module) is not None and id(module) in self._paths
+
+
+class _Running(NamedTuple):
+    """A call that has not returned; ``handled`` is the id of the error that is being handled around it."""
+
+    path: str
+    inputs: tuple[str, ...]
+    autocast: str | None
+    handled: int
 
 
 class _Here(threading.local):
     """What is running in this thread."""
 
     def __init__(self) -> None:
-        self.running: list[tuple[str, tuple[str, ...], str | None]] = []
+        self.running: list[_Running] = []
         self.phase = ""
         self.generating = 0
-        self.failed: str | None = None
 
 
 def _known(trace: Trace, phase: str | None, position: int) -> str:

@@ -1,7 +1,10 @@
 """qlora_bf16_patch.trace: what ran in which dtypes, and that nothing is left behind."""
 
+import copy
+import dataclasses
 import gc
 import io
+import pickle
 import weakref
 
 import pytest
@@ -232,3 +235,168 @@ def test_hooks_of_others_are_left_alone():
     model(X)
     assert len(calls) == 2
     assert hooks(model) == [model.get_base_model().head]
+
+
+class Slotted(Generates):
+    __slots__ = ("note",)
+
+    def __init__(self):
+        super().__init__()
+        self.note = "kept"
+
+
+def pickled(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickled])
+@pytest.mark.parametrize("toy", [Generates, Slotted])
+def test_a_copy_or_pickle_of_the_block_has_nothing_of_the_trace(toy, copied):
+    model = toy()
+    with qlora_bf16_patch.trace(model) as trace:
+        other = copied(model)
+        if copied is not copy.copy:  # which shares the modules inside
+            assert not hooks(other)
+            other(X.bfloat16())
+        assert not trace.ran
+    assert not other._forward_hooks
+    assert not other._forward_pre_hooks
+    assert not other._forward_hooks_always_called
+    assert not {"generate", "__reduce_ex__"} & {*vars(other), *vars(model)}
+    assert other.generate.__self__ is other
+    assert getattr(other, "note", "kept") == "kept"
+
+
+def test_a_copy_keeps_the_hooks_and_the_generate_of_others():
+    model, own = Generates(), print
+    model.generate = own
+    model.head.register_forward_hook(own)
+    with qlora_bf16_patch.trace(model):
+        other = copy.deepcopy(model)
+    for one in (other, model):
+        assert one.generate is own
+        assert list(one.head._forward_hooks.values()) == [own]
+
+
+class Stops(Generates):
+    stop = False
+
+    def forward(self, x):
+        if self.stop:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("call", ["__call__", "generate"])
+def test_an_interrupted_call_leaves_no_phase_behind(call):
+    model = Stops().train()
+    with qlora_bf16_patch.trace(model) as trace:
+        model.stop = True
+        with pytest.raises(KeyboardInterrupt):
+            getattr(model, call)(X.bfloat16())
+        model.stop = False
+        model.eval()(X.bfloat16())
+    assert trace.phases == ("evaluation",)
+
+
+def test_a_generate_inside_of_a_forward_is_generation():
+    class Inner(Generates):
+        def forward(self, x, inside=False):
+            return super().forward(x) if inside else self.generate(x)
+
+        def generate(self, x):
+            return self(x, inside=True)
+
+    model = Inner().eval()
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X.bfloat16())
+    assert {seen.phase for seen in rows(trace, "head")} == {"generation"}
+    assert {seen.phase for seen in rows(trace, "")} == {"generation", "evaluation"}
+
+
+def test_a_dataclass_with_a_field_that_is_not_set_is_looked_through():
+    @dataclasses.dataclass
+    class Options:
+        scale: torch.Tensor
+        unset: int = dataclasses.field(init=False)
+
+    class Takes(Toy):
+        def forward(self, x, options):
+            return super().forward(x)
+
+    model = lora_model(toy=Takes())
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X, options=Options(torch.ones(1, dtype=torch.float16)))
+    assert [seen.inputs for seen in rows(trace, "base_model.model")] == [("float32", "float16")]
+
+
+def test_a_module_that_is_put_in_is_not_said_to_have_never_run_and_its_casts_are_seen():
+    model, other = lora_model(), lora_model()
+    with qlora_bf16_patch.trace(model) as trace:
+        model.get_base_model().head = nn.Linear(64, 8, dtype=torch.bfloat16)
+        model(X)
+        other(X)
+    assert not trace.never_ran
+    assert [(cast.operation, count) for cast, count in trace.casts.items()] == [("linear", 1)]
+
+
+def test_a_module_that_gives_nothing_while_an_error_is_handled_has_run():
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return None
+
+    class Handles(Toy):
+        def __init__(self):
+            super().__init__()
+            self.nothing = Nothing()
+
+        def forward(self, x):
+            try:
+                raise ValueError
+            except ValueError:
+                self.nothing(x)
+            return super().forward(x)
+
+    model = lora_model(toy=Handles())
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X)
+    assert rows(trace, "base_model.model.nothing")
+
+
+def test_the_place_of_an_error_is_its_own_and_not_that_of_one_before():
+    class Caught(Toy):
+        def forward(self, x):
+            x = self.proj(x)
+            with pytest.raises(RuntimeError):
+                self.head(x)
+            return x @ self.head.weight.T
+
+    for call, place in ((lambda model: model(X), "base_model.model: "), (lambda _: X @ X.bfloat16().mT, "PeftModel: ")):
+        model = lora_model(toy=Caught())
+        with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match="dtype"):
+            with qlora_bf16_patch.trace(model) as trace:
+                if place.startswith("Peft"):
+                    with pytest.raises(RuntimeError):
+                        model(X)
+                call(model)
+        assert trace.error.startswith(place)
+
+
+def test_a_generate_that_cannot_be_looked_at_is_left_alone():
+    class Broken(Toy):
+        @property
+        def generate(self):
+            raise RuntimeError("not loaded")
+
+    model = lora_model(toy=Broken())
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X)
+    assert trace.ran
+
+
+def test_a_trace_that_has_ended_is_not_begun_again():
+    model = lora_model()
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X)
+    with pytest.raises(RuntimeError, match="has ended"), trace:
+        pass
