@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import qlora_bf16_patch
 from qlora_bf16_patch.patches import CATALOGUE
 
 PATCHED = "import torch, sys; print('qlora_bf16_patch' in sys.modules)"
@@ -78,6 +80,14 @@ def test_a_sitecustomize_that_was_there_still_runs(script, tmp_path):
     assert result.stdout == f"True {tmp_path / 'sitecustomize.py'}\n"
 
 
+def test_the_folder_of_another_installation_stands_behind_it(script, tmp_path):
+    other = tmp_path / "bootstrap"
+    shutil.copytree(Path(qlora_bf16_patch.__file__).parent / "bootstrap", other)
+    result = start(script("import sys; print(sys.path)"), PYTHONPATH=str(other))
+    assert "bootstrap" not in result.stdout
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
 def test_its_children_have_the_shim_on(script, method):
     file = script(
@@ -120,6 +130,8 @@ def test_a_command_of_this_python_is_found_and_patched(tmp_path):
         ),
         ("subprocess.run(['other'], executable=sys.executable, env={}, input=b'')", "another PYTHONPATH"),
         ("subprocess.run([sys.executable, '-W', 'ignore', '-I', '-c', ''])", "runs isolated"),
+        ("subprocess.run([sys.executable, '-I', '-c', ''], close_fds=False)", "runs isolated"),
+        ("os.posix_spawn(sys.executable, ['python', '-I', '-c', ''], os.environ); os.wait()", "runs isolated"),
         ("os.execvp('python', ['python', '-I', '-c', ''])", "runs isolated"),
         (
             "subprocess.run(['torchrun', '--help'], env={'PATH': os.environ['PATH']}, stdout=subprocess.DEVNULL)",

@@ -6,14 +6,16 @@ library that it patches.
 
 from __future__ import annotations
 
+import os
 import sys
 
-from _qlora_bf16_patch_children import HERE, tell, watch  # type: ignore[import-not-found]
+from _qlora_bf16_patch_children import tell, watch  # type: ignore[import-not-found]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+HERE = os.path.dirname(os.path.abspath(__file__))
 # Torch, and the packages that the patches' targets are in: peft's own modules may be the first to import torch.
 PATCHED = frozenset(("torch", "bitsandbytes", "peft", "transformers"))
 
