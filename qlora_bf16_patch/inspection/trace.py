@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from ..numerics.places import modules_around
 from ..watching import events
 from ..watching.events import PATH
 from ..watching.refusals import is_of_dtypes
+from .calls import Call, Here
 from .differences import Difference, differences
 from .dtypes import autocast_around, compute_of, floating_dtypes, short, weight_of
 from .hooks import around_generate, hooked
@@ -60,7 +60,7 @@ class Trace:
         self._phase: str | None = None
         self._model = model
         self._stack = contextlib.ExitStack()
-        self._here = _Here()
+        self._here = Here()
         self._order: dict[str, int] = {}  # as they were entered first
         if model is not None and not is_kbit_model(model):
             raise ValueError(
@@ -84,7 +84,7 @@ class Trace:
         self._stack.callback(_traced.difference_update, set(self._paths))
         try:
             self._stack.enter_context(hooked(model, self._entered, self._left))
-            self._stack.enter_context(around_generate(model, self._generating))
+            self._stack.enter_context(around_generate(model, self._here.generation))
             events.listeners.append(self._heard)
             self._stack.callback(events.listeners.remove, self._heard)
         except BaseException:
@@ -103,7 +103,7 @@ class Trace:
         )
         named = self._model.named_modules() if self._model is not None else ()
         self.never_ran = tuple(path for path, module in named if self._missed(module) and path not in paths)
-        self._model, self._here, self._paths = None, _Here(), {}
+        self._model, self._here, self._paths = None, Here(), {}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -195,11 +195,11 @@ class Trace:
         if here.running and here.running[0].path == path:  # torch calls no hook after a KeyboardInterrupt
             here.running.clear()
         if not here.running:
-            here.phase = self._phase_of(module)
+            here.phase = here.phase_of(module)
         values = (args, kwargs)
         self._order.setdefault(path, len(self._order))
         handled = id(sys.exc_info()[1])
-        here.running.append(_Running(path, floating_dtypes(values), autocast_around(values), handled))
+        here.running.append(Call(path, floating_dtypes(values), autocast_around(values), handled))
 
     def _left(self, path: str, module: torch.nn.Module, result: Any) -> None:
         here = self._here
@@ -219,46 +219,13 @@ class Trace:
         path = self._paths.get(id(module))
         if path is None and not any(id(around) in self._paths for around in modules_around()):
             return  # of another model, not one that was put in inside of the block
-        phase = self._phase or (self._here.phase if self._here.running else self._phase_of(module))
+        phase = self._phase or (self._here.phase if self._here.running else self._here.phase_of(module))
         seen = (cast.operation, cast.operand, short(cast.given), short(cast.to), cast.patch)
         self.casts[CastSeen(path or cast.path, cast.module, phase, *seen)] += 1
-
-    def _phase_of(self, module: torch.nn.Module) -> str:
-        if self._here.generating:
-            return "generation"
-        return "training" if module.training and torch.is_grad_enabled() else "evaluation"
-
-    @contextlib.contextmanager
-    def _generating(self) -> Iterator[None]:
-        here = self._here
-        running, phase = here.running, here.phase
-        here.running, here.generating = [], here.generating + 1
-        try:
-            yield
-        finally:
-            here.running, here.phase, here.generating = running, phase, here.generating - 1
 
     def _missed(self, module: torch.nn.Module) -> bool:
         """Whether a module that has not run could have been seen: it has a weight, and was there from the start."""
         return weight_of(module) is not None and id(module) in self._paths
-
-
-class _Running(NamedTuple):
-    """A call that has not returned; ``handled`` is the id of the error that is being handled around it."""
-
-    path: str
-    inputs: tuple[str, ...]
-    autocast: str | None
-    handled: int
-
-
-class _Here(threading.local):
-    """What is running in this thread."""
-
-    def __init__(self) -> None:
-        self.running: list[_Running] = []
-        self.phase = ""
-        self.generating = 0
 
 
 def _known(trace: Trace, phase: str | None, position: int) -> str:

@@ -299,6 +299,24 @@ def test_an_interrupted_call_leaves_no_phase_behind(call):
     assert trace.phases == ("evaluation",)
 
 
+def test_a_call_around_an_interrupted_one_is_seen():
+    class Outer(Toy):
+        def __init__(self):
+            super().__init__()
+            self.inner = Stops()
+            self.inner.stop = True
+
+        def forward(self, x):
+            with pytest.raises(KeyboardInterrupt):
+                self.inner(x)
+            return super().forward(x)
+
+    model = Outer()
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X.bfloat16())
+    assert [seen.path for seen in trace.ran if seen.path in ("", "inner")] == [""]
+
+
 def test_a_generate_inside_of_a_forward_is_generation():
     class Inner(Generates):
         def forward(self, x, inside=False):
