@@ -88,8 +88,8 @@ class Cast:
                 f"{self.patch} would have cast it"
             )
         return (
-            f"{self.path} ({self.module}): {what}, but QLORA_BF16_PATCH_STRICT is set: cast it where it is made, or "
-            "unset it."
+            f"{self.path} ({self.module}): {what}, but strict mode is on (QLORA_BF16_PATCH_STRICT, or "
+            "qlora_bf16_patch.strict()): cast it where it is made, or switch that off."
         )
 
 

@@ -108,8 +108,8 @@ def tests(record: dict[str, Any], part: str) -> str:
     explained, unexplained = failures(record, True, part), failures(record, False, part)
     words = [f"{counts['passed']} passed"]
     for count, what in (
-        (sum(one["cases"] for one in explained), "explained"),
-        (sum(one["cases"] for one in unexplained), "failed"),
+        (sum(one["cases"] for one in explained), "fail for a known reason"),
+        (sum(one["cases"] for one in unexplained), "fail"),
         (counts["skipped"], "skipped"),
         (sum("error" in one for one in record[part].values()), "files not run"),
     ):
@@ -198,7 +198,7 @@ def noted(record: dict[str, Any]) -> Iterator[str]:
     reasons: dict[str, list[str]] = defaultdict(list)
     for one in failures(record, True):
         reasons[one["expected"]] += [f"`{one['test']}`"] * (f"`{one['test']}`" not in reasons[one["expected"]])
-    yield from (f"Explained: {', '.join(tests)}: {reason}." for reason, tests in reasons.items())
+    yield from (f"Fails for a known reason: {', '.join(tests)}: {reason}." for reason, tests in reasons.items())
     for one in failures(record, False):
         yield f"Fails: `{one['test']}` ({one['cases']}): {one['reason']}"
     for file, counted in tested(record).items():
