@@ -104,7 +104,8 @@ def unwrapped(base: Any) -> Any:
     """
     module = base
     while not is_kbit(module):
-        if len(module._modules) != 1:
+        # FSDP1's flat parameter stands in what it wraps. What has a parameter of its own is adapted for that one.
+        if len(module._modules) != 1 or module._parameters.keys() - {"_flat_param"}:
             return base
         (module,) = module._modules.values()
     return module

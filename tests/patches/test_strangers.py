@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from qlora_bf16_patch.hosts import lora as host
 from qlora_bf16_patch.patches import boundary
 
 from .. import devices
-from .conftest import Toy, lora_model
+from .conftest import Toy, linear4bit, lora_model
 from .test_boundary import Model, Twice
 
 
@@ -126,6 +127,28 @@ def test_another_partys_forward_that_casts_by_itself_is_left_as_it_is(where, mon
         expected = model(torch.randn(2, 64))
     for _ in range(2):
         assert model(torch.randn(2, 64)).dtype == expected.dtype == torch.bfloat16
+
+
+class Pair(nn.Module):
+    """A matrix of its own, which PEFT adapts, and a 4-bit layer; its result is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.layer = nn.Parameter(torch.randn(64, 64)), linear4bit()
+
+    def forward(self, x):
+        x = self.layer(x)
+        return x @ self.weight, x
+
+
+def test_an_adapted_module_that_holds_a_k_bit_layer_is_none():
+    config = LoraConfig(r=4, target_parameters=["pair.weight"], init_lora_weights=False)
+    model = get_peft_model(nn.Sequential(OrderedDict(pair=Pair())), config).train()
+    x = torch.randn(2, 64)
+    with qlora_bf16_patch.disabled():
+        expected = model(x)
+    for ours, theirs in zip(model(x), expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_copied_head_of_another_class_is_guarded_once():
