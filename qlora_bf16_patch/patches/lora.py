@@ -69,7 +69,8 @@ def _as_upstream(original: Any, patch: str, self: Any, x: torch.Tensor, args: An
         dtypes.add(x.dtype)
     if len(dtypes) < 2:
         return original(layer, x, *args, **kwargs)
-    with CastOnMismatch(functools.partial(heard, patch, self)) as mode:
+    mode = CastOnMismatch(functools.partial(heard, patch, self))
+    with mode:  # not `as mode`: Dynamo forgets it at a graph break in here (torch 2.13.0)
         result = original(layer, x, *args, **kwargs)
     return result.to(x.dtype) if mode.casts else result
 

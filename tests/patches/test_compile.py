@@ -9,6 +9,7 @@ from torch import nn
 import qlora_bf16_patch
 
 from .. import devices
+from ..toys import Recipe
 from .conftest import FLOATING, HALF, Model, Toy, autocast, linear4bit, lora_model
 from .test_boundary import Experts, Router
 
@@ -189,3 +190,14 @@ def test_where_dynamo_traces_no_update_of_a_dict_an_overlay_is_made_entry_by_ent
     monkeypatch.setattr("qlora_bf16_patch.numerics.overlay._UPDATES", False)
     model, x = linear4bit(), torch.randn(2, 64)
     assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_graph_break_among_casts_in_training_does_no_harm():
+    """DoRA dequantizes the weight, where Dynamo breaks the graph: inside of the patch's mode."""
+    model, x = Recipe(variant="DoRA", adapter_dtype=torch.float32).build().train(), torch.randn(2, 64)
+    model.base_model.model.proj.lora_magnitude_vector.to(torch.bfloat16)
+    with qlora_bf16_patch.disabled():
+        expected = torch.compile(model, backend="aot_eager")(x)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(model, backend="aot_eager")(x), expected)
