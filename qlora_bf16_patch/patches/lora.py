@@ -20,6 +20,7 @@ from ..hosts.lora import Adapter, base_is_plain, is_dora, plain_adapters
 from ..hosts.peft import adapter_dtypes, with_writable_base
 from ..numerics import training
 from ..numerics.autocast import autocast_if_off
+from ..numerics.compiling import trace_attributes_without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
 from ..numerics.overlay import overlay
@@ -69,6 +70,8 @@ def _as_upstream(original: Any, patch: str, self: Any, x: torch.Tensor, args: An
         dtypes.add(x.dtype)
     if len(dtypes) < 2:
         return original(layer, x, *args, **kwargs)
+    if torch.compiler.is_compiling():  # maybe this layer by itself, with no model's mode around it
+        trace_attributes_without_modes()
     mode = CastOnMismatch(functools.partial(heard, patch, self))
     with mode:  # not `as mode`: Dynamo forgets it at a graph break in here (torch 2.13.0)
         result = original(layer, x, *args, **kwargs)
