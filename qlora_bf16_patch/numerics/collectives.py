@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch.distributed as dist
@@ -15,7 +16,8 @@ def exchanged() -> list[int]:
     if not dist.is_available() or not dist.is_initialized():
         return []
     groups: Any = dist.distributed_c10d._world.pg_map
-    try:
-        return [group._get_sequence_number_for_group() for group in groups]
-    except RuntimeError:  # a backend that does not count (MPI's)
-        return []
+    counted = []
+    for group in groups:
+        with contextlib.suppress(RuntimeError):  # a backend that does not count (MPI's)
+            counted.append(group._get_sequence_number_for_group())
+    return counted
