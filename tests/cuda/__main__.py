@@ -5,8 +5,11 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import version
+from itertools import starmap
 
-from .selection import FILES, ROOT, Outcome, outcomes
+from .. import pages
+from ..versions.processes import ROOT
+from .selection import FILES, Outcome, outcomes
 
 LIBRARIES = ("torch", "bitsandbytes", "peft", "transformers", "accelerate", "diffusers")
 
@@ -21,16 +24,17 @@ def page(device: str, found: dict[str, Outcome]) -> str:
         "",
         f"Python {platform.python_version()}, {versions}. What it can tell and what it cannot: [cuda.md](cuda.md).",
         "",
-        "| tests | passed | failed | skipped |",
-        "| --- | --- | --- | --- |",
+        *pages.table(("tests", "passed", "failed", "skipped"), starmap(cells, found.items())),
+        "",
     ]
-    for file, outcome in found.items():
-        lines.append(f"| `{file}` | {outcome.passed} | {len(outcome.failed)} | {outcome.skipped.total()} |")
-    lines.append("")
     for file, outcome in found.items():
         lines += [f"- `{file}`, skipped {n}: {reason}" for reason, n in outcome.skipped.items()]
         lines += [f"- `{file}`, **failed** `{name}`: {message}" for name, message in outcome.failed.items()]
     return "\n".join(lines) + "\n"
+
+
+def cells(file: str, outcome: Outcome) -> list[str]:
+    return [f"`{file}`", str(outcome.passed), str(len(outcome.failed)), str(outcome.skipped.total())]
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import re
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import pages
 from ..versions.processes import ROOT
 from .engines import TRAINER
 
@@ -163,15 +163,15 @@ def page() -> str:
 
 def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     columns = ("run", "without the shim", "with it", "the same bits without and with it", "the same on both ranks")
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{' --- |' * len(columns)}"
-    for record in found.values():
-        for name, run in record["runs"].items():
-            if "raised" in run:
-                yield f"| {name} | `{run['raised']}` | | | |"
-                continue
-            same = (counted(run[f"the same {what}"]) for what in ("without and with", "on both ranks"))
-            yield f"| {' | '.join([name, spoken(run['without']), spoken(run['with']), *same])} |"
+    runs = (run for record in found.values() for run in record["runs"].items())
+    yield from pages.table(columns, (cells(*run) for run in runs))
+
+
+def cells(name: str, run: dict[str, Any]) -> list[str]:
+    if "raised" in run:
+        return [name, f"`{run['raised']}`", "", "", ""]
+    same = (counted(run[f"the same {what}"]) for what in ("without and with", "on both ranks"))
+    return [name, spoken(run["without"]), spoken(run["with"]), *same]
 
 
 def spoken(said: dict[str, str]) -> str:
@@ -201,14 +201,5 @@ def told(section: Section, found: dict[str, dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="page", description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write it to docs/{PAGE.name}")
-    if parser.parse_args().write:
-        PAGE.write_text(page())
-    else:
-        print(page(), end="")
-
-
 if __name__ == "__main__":
-    main()
+    pages.main("page", __doc__, {PAGE: page})

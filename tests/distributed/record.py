@@ -6,20 +6,15 @@ Without names it is all engines that are installed.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
 import importlib.util
 import json
-import platform
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ..versions.processes import last_line
-from ..versions.record import machine
+from ..versions.processes import about, last_line
 from . import launch
 from .engines import CHECKPOINTED, ENGINES, RAY, TRAINER
 from .launch import RANKS, ROOT, Outcomes
@@ -55,11 +50,8 @@ def main() -> int:
 def record(name: str, runs: dict[str, Any]) -> dict[str, Any]:
     return {
         "engine": name,
-        "date": datetime.date.today().isoformat(),
+        **about(*LIBRARIES, *PACKAGES.get(name, ())[1:]),
         "commit": commit(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "versions": versions(name),
         "ranks": RANKS,
         "runs": runs,
     }
@@ -80,14 +72,6 @@ def runs_of(name: str) -> list[str]:
 
 def is_installed(name: str) -> bool:
     return importlib.util.find_spec(PACKAGES.get(name, ("torch",))[0]) is not None
-
-
-def versions(name: str) -> dict[str, str]:
-    found = {}
-    for library in (*LIBRARIES, *PACKAGES.get(name, ())[1:]):
-        with contextlib.suppress(PackageNotFoundError):
-            found[library] = version(library)
-    return found
 
 
 def commit() -> str:

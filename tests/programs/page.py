@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from .. import pages
 from .record import RECORDS
 from .settings import PROGRAMS
 
@@ -103,11 +104,8 @@ def page() -> str:
 def program(name: str, record: dict[str, Any]) -> Iterator[str]:
     title, command, words = SWITCHED_ON[name]
     yield from (f"## {title}", "", f"    {command}", "", words, "")
-    yield f"| setting | off | on | losses and gradient norms off and on | {' | '.join(TEXTS)} | casts |"
-    yield f"|{' --- |' * (5 + len(TEXTS))}"
-    for setting, found in record["settings"].items():
-        cells = [setting, outcome(found["off"]), outcome(found["on"]), losses(found), *texts(found), casts(found["on"])]
-        yield f"| {' | '.join(cells)} |"
+    columns = ("setting", "off", "on", "losses and gradient norms off and on", *TEXTS, "casts")
+    yield from pages.table(columns, (cells(*setting) for setting in record["settings"].items()))
     yield ""
     yield from (f"- {note}" for note in notes(record))
     versions = record["versions"]
@@ -115,6 +113,10 @@ def program(name: str, record: dict[str, Any]) -> Iterator[str]:
     libraries = ", ".join(f"{one} {versions[one]}" for one in (*own, *LIBRARIES))
     yield f"- {libraries}, Python {record['python']}; {record['machine']}."
     yield f"- Recorded on {record['date']}, the package as of commit {record['commit']}."
+
+
+def cells(setting: str, found: dict[str, Any]) -> list[str]:
+    return [setting, outcome(found["off"]), outcome(found["on"]), losses(found), *texts(found), casts(found["on"])]
 
 
 def notes(record: dict[str, Any]) -> Iterator[str]:

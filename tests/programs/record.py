@@ -7,20 +7,17 @@ see ``observed/observed.py``. The reference is a run without the shim whose ``ge
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from tests.versions.processes import ROOT, machine, told
+from tests.versions.processes import ROOT, about, told
 
 from . import toys
 from .observed.observed import AUTOCAST, FILE
@@ -57,7 +54,7 @@ def main() -> int:
     file = RECORDS / f"{options.program}.json"
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() and options.only else {"settings": {}}
     settings, recorded = PROGRAMS[options.program], record.pop("settings")
-    record |= about(options.program)
+    record |= {"program": options.program, **about(*LIBRARIES), "commit": commit()}
     observe_every_start()
     RECORDS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,18 +69,6 @@ def main() -> int:
                 if side in SIDES:
                     print(f"{options.program}: {name}: {side}: {found[side]['outcome']}", flush=True)
     return 0
-
-
-def about(program: str) -> dict[str, Any]:
-    installed = {one.name.lower().replace("_", "-"): one.version for one in distributions()}
-    return {
-        "program": program,
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "commit": commit(),
-        "versions": {name: installed[name] for name in LIBRARIES if name in installed},
-    }
 
 
 def commit() -> str:

@@ -12,6 +12,7 @@ import tomllib
 
 from qlora_bf16_patch.patches.versions import FLOORS
 
+from .. import pages
 from .expected import why, why_run
 from .processes import RECORDS, ROOT
 
@@ -80,16 +81,14 @@ def page() -> str:
 
 
 def table(found: dict[str, dict[str, Any]], *parts: str) -> Iterator[str]:
-    yield from row("stack", *LIBRARIES, "Python", "the report", *parts)
-    yield from row(*["---"] * (len(LIBRARIES) + len(parts) + 3))
-    for name, record in found.items():
-        versions = (record["versions"].get(one, "") for one in LIBRARIES)
-        results = (sweep(record) if part == "sweep" else tests(record, part) for part in parts)
-        yield from row(name, *versions, record["python"], report(record), *results)
+    columns = ("stack", *LIBRARIES, "Python", "the report", *parts)
+    yield from pages.table(columns, (cells(name, record, parts) for name, record in found.items()))
 
 
-def row(*cells: str) -> Iterator[str]:
-    yield f"| {' | '.join(cells)} |"
+def cells(name: str, record: dict[str, Any], parts: tuple[str, ...]) -> list[str]:
+    versions = (record["versions"].get(one, "") for one in LIBRARIES)
+    results = (sweep(record) if part == "sweep" else tests(record, part) for part in parts)
+    return [name, *versions, record["python"], report(record), *results]
 
 
 def report(record: dict[str, Any]) -> str:
@@ -129,13 +128,22 @@ def failures(record: dict[str, Any], expected: bool, *parts: str) -> list[dict[s
     return [one for one in told if bool(one["expected"]) == expected]
 
 
+def sides(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The outcomes of a sweep's runs off and on, by class and recipe."""
+    return [sides for recipes in record["sweep"]["classes"].values() for sides in recipes.values()]
+
+
+def mismatches(record: dict[str, Any]) -> list[int]:
+    """How many of them are mismatches, off and on."""
+    return [sum(side[name].get("mismatch", 0) for side in sides(record)) for name in ("off", "on")]
+
+
 def sweep(record: dict[str, Any]) -> str:
     swept = record["sweep"]
     if "error" in swept:
         return "does not run"
-    sides = [sides for recipes in swept["classes"].values() for sides in recipes.values()]
-    runs = sum(sum(side["off"].values()) for side in sides)
-    off, on = (sum(side[name].get("mismatch", 0) for side in sides) for name in ("off", "on"))
+    runs = sum(sum(side["off"].values()) for side in sides(record))
+    off, on = mismatches(record)
     errors = len(swept["errors"])
     others = f", {errors} fail for other reasons" if errors else ""
     return f"{len(swept['classes'])} classes, {runs} runs: off {off} mismatches, on {on}{others}"
@@ -145,11 +153,11 @@ def engine() -> Iterator[str]:
     rows = json.loads(ENGINE.read_text())
     pythons = list(dict.fromkeys(one["python"] for one in rows))
     yield ENGINES
-    yield from row("wrapt", *(f"Python {python}" for python in pythons))
-    yield from row(*["---"] * (len(pythons) + 1))
-    for release in dict.fromkeys(one["wrapt"] for one in rows):
-        of_it = [one for one in rows if one["wrapt"] == release]
-        yield from row(release, *("; ".join(map(ran, [one for one in of_it if one["python"] == p])) for p in pythons))
+    cells = defaultdict(lambda: defaultdict(list))  # of a release, by Python
+    for one in rows:
+        cells[one["wrapt"]][one["python"]].append(ran(one))
+    found = ([release, *("; ".join(by[python]) for python in pythons)] for release, by in cells.items())
+    yield from pages.table(["wrapt", *(f"Python {python}" for python in pythons)], found)
     yield ""
     failed = {(one["wrapt"], test["test"]) for one in rows for test in one.get("what failed", ())}
     for release, test in sorted(failed):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
 import platform
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "docs" / "versions"
@@ -40,6 +44,16 @@ def told(text: str) -> str:
     """One line without this machine's paths and addresses."""
     text = re.sub(r"/\S*/site-packages/|/\S*/lib/python3\.\d+/", "", text.replace(f"{ROOT}/", ""))
     return re.sub(r"\b0x[0-9a-f]+", "0x...", re.sub(r"/tmp/\S+", "a folder", " ".join(text.split())))[:300]
+
+
+def about(*libraries: str) -> dict[str, Any]:
+    """The day, the machine, Python, and which of these libraries are installed in which release."""
+    versions = {}
+    for name in libraries:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    day = datetime.date.today().isoformat()
+    return {"date": day, "machine": machine(), "python": platform.python_version(), "versions": versions}
 
 
 def machine() -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from .page import LIBRARIES, records
+from .. import pages
+from .page import LIBRARIES, mismatches, records
 from .processes import ROOT
 
 README = ROOT / "README.md"
@@ -21,24 +21,16 @@ def readme() -> str:
 
 
 def table() -> str:
-    return "\n".join(rows(records())) + "\n"
-
-
-def rows(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """A stack each: how many of the report's three steps generate, and how many runs of the sweep mismatch."""
     columns = (*LIBRARIES, "the report generates", "the sweep mismatches")
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{' --- |' * len(columns)}"
-    for record in found.values():
-        report = (record["failure"][f"bf16 {side}"]["generated"] for side in ("off", "on"))
-        cells = [record["versions"].get(name, "") for name in LIBRARIES]
-        cells += [" of 3 without, ".join(map(str, report)) + " with", swept(record)]
-        yield f"| {' | '.join(cells)} |"
+    return "\n".join(pages.table(columns, map(cells, records().values()))) + "\n"
+
+
+def cells(record: dict[str, Any]) -> list[str]:
+    """Of a stack how many of the report's three steps generate, and how many runs of the sweep mismatch."""
+    off, on = (record["failure"][f"bf16 {side}"]["generated"] for side in ("off", "on"))
+    libraries = (record["versions"].get(name, "") for name in LIBRARIES)
+    return [*libraries, f"{off} of 3 without, {on} with", swept(record)]
 
 
 def swept(record: dict[str, Any]) -> str:
-    if "sweep" not in record:
-        return "not swept"
-    sides = [sides for recipes in record["sweep"]["classes"].values() for sides in recipes.values()]
-    off, on = (sum(side[name].get("mismatch", 0) for side in sides) for name in ("off", "on"))
-    return f"{off} without, {on} with"
+    return "{} without, {} with".format(*mismatches(record)) if "sweep" in record else "not swept"

@@ -7,13 +7,10 @@ and a selection of the sweep.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
 import functools
 import json
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 from packaging.version import Version
@@ -21,7 +18,7 @@ from packaging.version import Version
 from .contracts import compiled, contracts, toggles
 from .held import complaints
 from .page import PARTS, parts_of
-from .processes import RECORDS, last_line, machine, run, told
+from .processes import RECORDS, about, last_line, run, told
 from .reference import TOLD
 from .selection import swept
 
@@ -43,13 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     file = RECORDS / f"{options.stack}.json"
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() and not options.check else {}
-    record |= {
-        "stack": options.stack,
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "versions": versions(),
-    }
+    record |= {"stack": options.stack, **about(*LIBRARIES)}
     if Version(version("bitsandbytes")) < Version("0.46"):
         record["operators"] = TOLD
     layers = functools.partial(contracts, options.contracts)
@@ -63,14 +54,6 @@ def main() -> int:
     wrong = [*complaints(record)]
     print(*(f"{options.stack}: {line}" for line in wrong), sep="\n", end="\n" * bool(wrong))
     return int(options.check and bool(wrong))
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def status() -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...pages import table
 from .asking import UNDEFINED, Finding
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
@@ -99,11 +100,10 @@ def page(findings: Findings) -> str:
             "",
             what,
             "",
-            "| operations | outside of autocast | under autocast | while compiling |",
-        ]
-        lines += ["| --- | --- | --- | --- |"]
-        lines += [
-            f"| {', '.join(sorted(shown))} | {' | '.join(row)} |" for row, shown in sorted(families.pop(rule).items())
+            *table(
+                ("operations", "outside of autocast", "under autocast", "while compiling"),
+                ((", ".join(sorted(shown)), *row) for row, shown in sorted(families.pop(rule).items())),
+            ),
         ]
     if families:
         raise ValueError(f"families without a title: {[*families]}")
