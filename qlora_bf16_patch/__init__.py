@@ -46,9 +46,8 @@ __version__ = "0.1.0"
 
 # The kill switch is read before anything that could raise.
 _plugins = () if _is_killed(_os.environ) else _find("qlora_bf16_patch.patches")
-_environment = _Environment(
-    _os.environ, [*(patch.name for patch in _CATALOGUE), *(point.name for point in _plugins)], _MOVED
-)
+_known = [*(patch.name for patch in _CATALOGUE), *(point.name for point in _plugins)]
+_environment = _Environment(_os.environ, _known, _MOVED)
 
 _logger = _logging.getLogger(__name__)
 _logger.addHandler(_logging.NullHandler())

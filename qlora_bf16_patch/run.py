@@ -14,10 +14,10 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
+from . import _known
 from .bootstrap import _qlora_bf16_patch_children as children
 from .engine.environment import MAIN, Environment
-from .engine.plugins import find
-from .patches import CATALOGUE, MOVED
+from .patches import MOVED
 
 NOT_FOUND = 127  # as of a shell
 IGNORED = ("SIGPIPE", "SIGXFSZ")  # by Python (Python/pylifecycle.c); a program that is no Python would inherit it
@@ -39,8 +39,7 @@ def run(program: Sequence[str], environ: MutableMapping[str, str]) -> None:
         EnvironmentVariableError: a patch or a value in ``environ`` is not known.
     """
     command = command_of(program)
-    plugins = [point.name for point in find("qlora_bf16_patch.patches")]
-    Environment(environ, [*(patch.name for patch in CATALOGUE), *plugins], MOVED)
+    Environment(environ, _known, MOVED)
     entries = [children.HERE, *filter(None, [environ.get("PYTHONPATH")])]
     environ["PYTHONPATH"] = os.pathsep.join(entries)
     children.watch("os.exec", (command[0], command, environ))

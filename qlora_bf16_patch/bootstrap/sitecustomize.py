@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# Not the other file's: behind another installation's folder that one is the other installation's.
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Torch, and the packages that the patches' targets are in: peft's own modules may be the first to import torch.
 PATCHED = frozenset(("torch", "bitsandbytes", "peft", "transformers"))

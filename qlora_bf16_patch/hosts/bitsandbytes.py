@@ -19,7 +19,9 @@ _WRITABLE = "_qlora_bf16_patch_writable"  # on an overlay: names of its tensors 
 _RELEASE = Version(importlib.metadata.version("bitsandbytes"))
 # Linear4bit.forward compares its bias with the input after that was cast to the compute dtype, before 0.50 as it came.
 CASTS_FIRST = _RELEASE >= Version("0.50")
-_OVERWRITES = Version("0.48") <= _RELEASE < Version("0.50")
+# matmul_4bit writes the input's dtype to the quant state on a CPU, and so into the state dict. The backward, and PEFT's
+# methods that dequantize, read it there.
+OVERWRITES_QUANT_STATE = Version("0.48") <= _RELEASE < Version("0.50")
 
 
 def kbit_classes() -> tuple[type, ...]:
@@ -186,11 +188,8 @@ def repacks_weights(forward: Any) -> bool:
 
 
 def overwrites_quant_state(x: torch.Tensor) -> bool:
-    """Whether ``matmul_4bit`` writes the dtype of ``x`` to the quant state, and so into the state dict.
-
-    That of bitsandbytes 0.48 and 0.49 does on the CPU; the backward, and PEFT's methods that dequantize, read it there.
-    """
-    return _OVERWRITES and x.device.type == "cpu"
+    """Whether a product with ``x`` writes to the quant state: see :data:`OVERWRITES_QUANT_STATE`."""
+    return OVERWRITES_QUANT_STATE and x.device.type == "cpu"
 
 
 _FLOAT32_COMPUTE = (

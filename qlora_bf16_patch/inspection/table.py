@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,9 +47,8 @@ def remarks(trace: Any) -> list[str]:
 
 
 def _cast(row: Any) -> str:
-    seen = row.seen
-    what = f"{seen.operation} has its {seen.operand} cast from {seen.given} to {seen.to} by {seen.patch}"
-    return f"{row.path}: {what}, {_times(row.count)} in {row.modules} module{'s' * (row.modules > 1)}"
+    cast, modules = dataclasses.replace(row.seen, path=row.path), f"{row.modules} module{'s' * (row.modules > 1)}"
+    return f"{cast}, {_times(row.count)} in {modules}"
 
 
 def _times(count: int) -> str:

@@ -45,11 +45,6 @@ class Trace:
 
     Raises:
         ValueError: the model has no quantized layer.
-
-    Example:
-        >>> with qlora_bf16_patch.trace(model) as trace:  # doctest: +SKIP
-        ...     trainer.train()
-        >>> print(trace)  # doctest: +SKIP
     """
 
     def __init__(self, model: torch.nn.Module | None = None) -> None:

@@ -29,8 +29,8 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             fits = (given is dtype and (bias is None or bias.dtype is dtype)) or (
                 bias is None and dtype in HALF and x.is_floating_point()
             )
-            writes = not x.is_cuda and ((repacks and self.support_avx512bf16_for_cpu) or host.overwrites_quant_state(x))
-            if not fits or writes or not self.compute_type_is_set:
+            writes = host.OVERWRITES_QUANT_STATE or (repacks and self.support_avx512bf16_for_cpu)
+            if not fits or (writes and not x.is_cuda) or not self.compute_type_is_set:
                 return _computed(original, installation, self, x, repacks)
         return original(self, x)
 

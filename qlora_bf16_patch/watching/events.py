@@ -136,12 +136,10 @@ class Record:
             return
         path = module.__dict__.get(PATH) or path_of(module, root)
         spoken = kind if isinstance(kind, str) else spoken_kind(kind)
-        name, operand = name_of(operation), _OPERANDS.get(operand, operand)
-        cast = Cast(path, type(module).__name__, name, operand, *dtypes, self.patch, spoken)
+        cast = _cast(path, module, operation, operand, dtypes, self.patch, spoken)
         if self.strict():
             raise CastRefused(cast.refusal())
-        for listener in listeners:
-            listener(module, cast)
+        _publish(module, cast)
         _places.add(path)
         if what not in told:
             self.casts.setdefault(cast)
@@ -156,11 +154,27 @@ def heard(patch: str, module: torch.nn.Module, func: Any, operand: str, given: t
         True: it may be made. A mode can be given this function, but for the first two arguments, to ask.
     """
     if listeners and not torch.compiler.is_compiling():
-        path = module.__dict__.get(PATH, "")
-        cast = Cast(path, type(module).__name__, name_of(func), _OPERANDS.get(operand, operand), given, to, patch)
-        for listener in listeners:
-            listener(module, cast)
+        _publish(module, _cast(module.__dict__.get(PATH, ""), module, func, operand, (given, to), patch))
     return True
+
+
+def _cast(
+    path: str,
+    module: torch.nn.Module,
+    operation: Any,
+    operand: str,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    patch: str,
+    kind: str = "",
+) -> Cast:
+    """A cast in words."""
+    operand = _OPERANDS.get(operand, operand)
+    return Cast(path, type(module).__name__, name_of(operation), operand, *dtypes, patch, kind)
+
+
+def _publish(module: torch.nn.Module, cast: Cast) -> None:
+    for listener in listeners:
+        listener(module, cast)
 
 
 def name_of(func: Any) -> str:

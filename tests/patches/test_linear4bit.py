@@ -118,7 +118,7 @@ def test_a_quant_state_is_not_written_to_and_training_reads_what_was_written(mon
         return matmul(A, B, quant_state, *args, **kwargs)
 
     monkeypatch.setattr("bitsandbytes.matmul_4bit", overwriting)
-    monkeypatch.setattr(host, "_OVERWRITES", True)
+    monkeypatch.setattr(host, "OVERWRITES_QUANT_STATE", True)
     layer, x = lora_layer(compute_dtype=torch.float16, use_dora=dora), torch.randn(2, 3, 64)
     layer.base_layer.compute_type_is_set = True  # before bitsandbytes 0.47 the first input would overrule it
     quantized = layer.base_layer.weight.quant_state

@@ -57,8 +57,8 @@ def mixed(func: Any, args: Args, kwargs: Kwargs) -> bool:
 
 
 def mixed_outside_autocast(func: Any, args: Args, kwargs: Kwargs) -> bool:
-    given = first(floating((*args, *kwargs.values())))
-    return given is not None and not autocast_is_on(given.device.type) and mixed(func, args, kwargs)
+    device = device_of(args, kwargs)
+    return device is not None and not autocast_is_on(device) and mixed(func, args, kwargs)
 
 
 def cast_on_gpus(func: Any, args: Args, kwargs: Kwargs) -> bool:
@@ -72,8 +72,14 @@ def promoted_on_gpus(func: Any, args: Args, kwargs: Kwargs) -> bool:
 
 
 def autocast_is_on_a_gpu(args: Args, kwargs: Kwargs) -> bool:
-    device = first(floating((*args, *kwargs.values()))).device.type
-    return device != "cpu" and autocast_is_on(device)
+    device = device_of(args, kwargs)
+    return device not in (None, "cpu") and autocast_is_on(device)
+
+
+def device_of(args: Args, kwargs: Kwargs) -> Any:
+    """The type of the device of the first floating operand; None where there is none."""
+    tensor = first(floating((*args, *kwargs.values())))
+    return None if tensor is None else tensor.device.type
 
 
 def not_autocasts(func: Any, args: Args, kwargs: Kwargs) -> bool:

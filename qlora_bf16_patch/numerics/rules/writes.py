@@ -7,9 +7,19 @@ from typing import Any
 
 import torch
 
-from ..dtypes import HALF, first, floating
+from ..dtypes import HALF
 from .operands import Args, Kwargs, found
-from .rule import Dtypes, Rule, Tensors, mixed, mixed_outside_autocast, not_autocasts, promoted_on_gpus, widest
+from .rule import (
+    Dtypes,
+    Rule,
+    Tensors,
+    device_of,
+    mixed,
+    mixed_outside_autocast,
+    not_autocasts,
+    promoted_on_gpus,
+    widest,
+)
 
 _T = torch.Tensor
 
@@ -22,14 +32,12 @@ def _writes_to_an_index(func: Any, args: Args, kwargs: Kwargs) -> bool:
 
 def _joins(func: Any, args: Args, kwargs: Kwargs) -> bool:
     """Autocast has a say in it on CPU alone, and without it torch joins all dtypes."""
-    tensor = first(floating((*args, *kwargs.values())))
-    return tensor is not None and tensor.device.type == "cpu" and not_autocasts(func, args, kwargs)
+    return device_of(args, kwargs) == "cpu" and not_autocasts(func, args, kwargs)
 
 
 def _copies(func: Any, args: Args, kwargs: Kwargs) -> bool:
     """On CPU autocast casts the operands of an ``index_copy`` as it does those of a join (torch 2.13.0)."""
-    tensor = first(floating((*args, *kwargs.values())))
-    if tensor is not None and tensor.device.type != "cpu":
+    if device_of(args, kwargs) not in (None, "cpu"):
         return mixed(func, args, kwargs)
     return mixed_outside_autocast(func, args, kwargs) or not_autocasts(func, args, kwargs)
 
