@@ -128,7 +128,6 @@ In the function that is given to `TorchTrainer`, whose workers import the shim. 
 DDP's.""",
     ),
 )
-GENERATES = {"engines/ray_train.py": ("engines/ddp.py", "DDP")}  # whose generation it has
 
 
 def file_of(name: str) -> Path:
@@ -149,9 +148,8 @@ def lines(source: str, classes: tuple[str, ...] = ()) -> str:
     blocks = [
         textwrap.dedent(block) for part in parts for block in re.findall(r"# >>>\n(.*?)\n *# <<<", part, re.DOTALL)
     ]
-    if source in GENERATES:
-        file, cls = GENERATES[source]
-        blocks.append(lines(file, (cls,)).splitlines()[-1])
+    if not any("generate" in block for block in blocks):  # it does as most engines
+        blocks.append(lines("engines/base.py", ("Engine",)))
     return "\n".join(blocks)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .base import Engine, Tensors, adamw
+from .base import Autocasting, Tensors, adamw
 
 
-class Accelerate(Engine):
+class Accelerate(Autocasting):
     def prepare(self, model: Any) -> tuple[Any, Any]:
         optimizer = adamw(model)
         # >>>
@@ -20,12 +20,8 @@ class Accelerate(Engine):
         self.accelerator = accelerator
         return model, optimizer
 
-    def step(self, ids: torch.Tensor) -> float:
-        loss = self.model(input_ids=ids, labels=ids).loss
+    def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(loss.item())
 
     def evaluate(self, ids: torch.Tensor) -> torch.Tensor:
         """What ``prepare`` has made is called under autocast; what it was made from is not, from here on."""

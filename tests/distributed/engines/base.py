@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from typing import Any
 
 import torch
@@ -32,21 +33,31 @@ class Engine(abc.ABC):
 
     def step(self, ids: torch.Tensor) -> float:
         """A step under autocast, and its loss."""
-        with torch.autocast("cpu", BF16):
+        with self.autocast():
             loss = self.model(input_ids=ids, labels=ids).loss
-        loss.backward()
+        self.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss.item())
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast("cpu", BF16)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
 
     def evaluate(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits, outside of autocast."""
         logits: torch.Tensor = self.model(input_ids=ids).logits
         return logits
 
-    @abc.abstractmethod
     def generate(self, **inputs: Any) -> torch.Tensor:
         """Tokens, outside of autocast."""
+        model = self.model
+        # >>>
+        tokens = model.module.generate(**inputs)
+        # <<<
+        return tokens
 
     @abc.abstractmethod
     def full(self) -> Tensors:
@@ -55,6 +66,17 @@ class Engine(abc.ABC):
     def shards(self) -> Tensors:
         """What this rank holds of it."""
         return self.full()
+
+
+class Autocasting(Engine):
+    """What it makes is called under autocast by itself; the PEFT model in it is not."""
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def evaluate(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model.module(input_ids=ids).logits
+        return logits
 
 
 def adamw(model: Any) -> torch.optim.Optimizer:

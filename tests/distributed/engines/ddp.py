@@ -20,13 +20,6 @@ class DDP(Engine):
         # <<<
         return model, adamw(model)
 
-    def generate(self, **inputs: Any) -> torch.Tensor:
-        model = self.model
-        # >>>
-        tokens = model.module.generate(**inputs)
-        # <<<
-        return tokens
-
     def full(self) -> Tensors:
         return dict(self.model.module.state_dict())
 

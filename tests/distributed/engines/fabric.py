@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from .base import Engine, Tensors, adamw
+from .base import Autocasting, Tensors, adamw
 
 
-class FabricDDP(Engine):
+class FabricDDP(Autocasting):
     def prepare(self, model: Any) -> tuple[Any, Any]:
         optimizer = adamw(model)
         # >>>
@@ -21,24 +21,8 @@ class FabricDDP(Engine):
         self.fabric = fabric
         return model, optimizer
 
-    def step(self, ids: torch.Tensor) -> float:
-        loss = self.model(input_ids=ids, labels=ids).loss
+    def backward(self, loss: torch.Tensor) -> None:
         self.fabric.backward(loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(loss.item())
-
-    def evaluate(self, ids: torch.Tensor) -> torch.Tensor:
-        """Fabric's model is called under autocast, its module is not."""
-        logits: torch.Tensor = self.model.module(input_ids=ids).logits
-        return logits
-
-    def generate(self, **inputs: Any) -> torch.Tensor:
-        model = self.model
-        # >>>
-        tokens = model.module.generate(**inputs)
-        # <<<
-        return tokens
 
     def full(self) -> Tensors:
         return dict(self.model.state_dict())

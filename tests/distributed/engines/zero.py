@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import Engine, Tensors, adamw
+from .base import Autocasting, Tensors, adamw
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
@@ -21,7 +21,7 @@ OPTIONS = {
 }
 
 
-class ZeRO2(Engine):
+class ZeRO2(Autocasting):
     zero: ClassVar[dict[str, Any]] = {"stage": 2}
 
     def prepare(self, model: Any) -> tuple[Any, Any]:
@@ -37,18 +37,6 @@ class ZeRO2(Engine):
         self.model.backward(loss)
         self.model.step()
         return float(loss.item())
-
-    def evaluate(self, ids: torch.Tensor) -> torch.Tensor:
-        """The engine is called under autocast, its module is not."""
-        logits: torch.Tensor = self.model.module(input_ids=ids).logits
-        return logits
-
-    def generate(self, **inputs: Any) -> torch.Tensor:
-        model = self.model
-        # >>>
-        tokens = model.module.generate(**inputs)
-        # <<<
-        return tokens
 
     def full(self) -> Tensors:
         return {name: value.clone() for name, value in self.model.module.state_dict().items()}
