@@ -1,0 +1,35 @@
+"""``qlora-bf16-patch``: see what is patched, and start programs with the shim on. Each command is a file here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import run, status
+from .program import Parser
+
+# Each has ``add(commands)``, which adds its parser, with the function that runs it as the default of ``main``.
+COMMANDS = (status, run)
+
+
+def parser() -> argparse.ArgumentParser:
+    """That of the whole command line."""
+    result = argparse.ArgumentParser(prog="qlora-bf16-patch", description=__doc__)
+    commands = result.add_subparsers(dest="command", required=True, parser_class=Parser)
+    for command in COMMANDS:
+        command.add(commands)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: its name and arguments, by default those of the process.
+
+    Returns:
+        The exit status: 0 where all is well, 2 for arguments that are wrong.
+    """
+    options = parser().parse_args(argv if argv is not None else sys.argv[1:])
+    return int(options.main(options))

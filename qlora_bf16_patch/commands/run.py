@@ -1,0 +1,40 @@
+"""``run``: an unmodified program with the shim on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from .. import EnvironmentVariableError, run
+from ..engine.environment import LEVELS
+
+USAGE = "qlora-bf16-patch run [--enable PATCH] [--disable PATCH] [--strict] [--log LEVEL] PROGRAM ..."
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("run", help="an unmodified program with the shim on", usage=USAGE)
+    parser.takes_program = True
+    parser.add_argument(
+        "--enable", action="append", default=[], metavar="PATCH", help="a name or glob; may be repeated"
+    )
+    parser.add_argument("--disable", action="append", default=[], metavar="PATCH", help="a name or glob; wins")
+    parser.add_argument("--strict", action="store_true", help="raise where an operand would be cast")
+    parser.add_argument("--log", choices=LEVELS, help="tell on stderr what is patched and cast")
+    parser.set_defaults(main=main, error=parser.error)
+
+
+def main(options: argparse.Namespace) -> int:
+    if not options.program:
+        options.error("which program? For example: train.py, -m lm_eval, trl sft")
+    environ = dict(os.environ)
+    run.variables(environ, options.enable, options.disable, options.strict, options.log)
+    try:
+        run.run(options.program, environ)
+    except (run.ProgramNotFoundError, OSError) as error:
+        print(f"qlora-bf16-patch run: {error}", file=sys.stderr)
+        return run.NOT_FOUND
+    except EnvironmentVariableError as error:
+        options.error(str(error))
+    return 0
