@@ -80,10 +80,12 @@ def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
     big = torch.cuda.is_available() and not options.quick
     shape = LLAMA_3_8B if big else SMALL
     kinds = {
-        "layer": rows.layers([64, 512] if options.quick else [64, 512, 2048, 4096]),
+        "layer": rows.layers([64, 512] if options.quick else options.widths),
         "token": rows.tokens([DEEP, SMALL]),
-        "generate": rows.generation(shape, 16 if big else 4, [1, 16] if big else [1], [128, 2048] if big else [16]),
-        "training": rows.training(shape, 2048 if big else 16),
+        "generate": rows.generation(
+            shape, 8 if big else 4, options.batches if big else [1], options.contexts if big else [16]
+        ),
+        "training": rows.training(shape, options.contexts[-1] if big else 16),
     }
     return itertools.chain.from_iterable(kind for name, kind in kinds.items() if name in options.only)
 
@@ -135,6 +137,9 @@ def arguments() -> argparse.Namespace:
     kinds = ["layer", "token", "first", "generate", "training", "import"]
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--quick", action="store_true", help="small layers and models alone")
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 512, 2048, 4096], help="of layers")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="of generation on a GPU")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 2048], help="of models on a GPU, in tokens")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of which a ratio is the median")
     parser.add_argument("--seconds", type=float, default=0.1, help="of one condition in one round")
     parser.add_argument("--limit", type=float, default=20, help="seconds for a slow row, which gets fewer rounds")

@@ -80,14 +80,14 @@ def with_floor(layer: nn.Module, agreeing: nn.Module, x: torch.Tensor) -> dict[s
 
 def generation(shape: Shape, tokens: int, batches: list[int], contexts: list[int]) -> Iterator[Row]:
     """``generate()`` of ``tokens`` tokens, by recipe; the floor is the plain recipe's model."""
-    for batch in batches:
-        for context in contexts:
+    floor = llama(shape, "agreeing").eval()
+    for recipe in ("plain", "kbit", "qlora"):
+        model = llama(shape, recipe).eval()
+        for batch, context in itertools.product(batches, contexts):
             ids = torch.randint(3, shape.vocabulary, (batch, context), device=DEVICE)
-            for recipe in ("plain", "kbit", "qlora"):
-                run = functools.partial(generate, llama(shape, recipe).eval(), ids, tokens)
-                runs = same(run, tuple(CONDITIONS))
-                runs["floor"] = functools.partial(generate, llama(shape, "agreeing").eval(), ids, tokens)
-                yield f"generate {tokens} tokens, {recipe}, batch {batch}, context {context}", runs
+            runs = same(functools.partial(generate, model, ids, tokens), tuple(CONDITIONS))
+            runs["floor"] = functools.partial(generate, floor, ids, tokens)
+            yield f"generate {tokens} tokens, {recipe}, batch {batch}, context {context}", runs
 
 
 def generated(row: str) -> int:

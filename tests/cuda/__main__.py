@@ -1,28 +1,34 @@
-"""Runs the tests that are for CUDA, and writes what came of them: ``python -m tests.cuda [emulated|cuda] [files]``."""
+"""Runs the tests that are for CUDA, and writes what came of them: ``python -m tests.cuda [emulated|cuda]``."""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import sys
 from importlib.metadata import version
 from itertools import starmap
 
+import torch
+
 from .. import pages
+from ..versions.counting import OPTIONS
 from ..versions.processes import ROOT
-from .selection import FILES, Outcome, outcomes
+from .selection import FILES, ON_A_GPU, Outcome, outcomes
 
 LIBRARIES = ("torch", "bitsandbytes", "peft", "transformers", "accelerate", "diffusers")
 
 
 def page(device: str, found: dict[str, Outcome]) -> str:
     kind = "an emulated GPU" if device == "emulated" else "a GPU"
+    gpu = "" if device == "emulated" else f"{torch.cuda.get_device_name()}, "
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     lines = [
         f"# The tests on {kind}",
         "",
         f"<!-- Written by `python -m tests.cuda {device}`. -->",
         "",
-        f"Python {platform.python_version()}, {versions}. What it can tell and what it cannot: [cuda.md](cuda.md).",
+        f"{gpu}Python {platform.python_version()}, {versions}.",
+        "What it can tell and what it cannot: [cuda.md](cuda.md).",
         "",
         *pages.table(("tests", "passed", "failed", "skipped"), starmap(cells, found.items())),
         "",
@@ -38,14 +44,21 @@ def cells(file: str, outcome: Outcome) -> list[str]:
 
 
 def main() -> int:
-    device, *files = sys.argv[1:] or ["emulated"]
-    found: dict[str, Outcome] = {}
-    written = ROOT / "docs" / f"cuda-{'emulated' if device == 'emulated' else 'gpu'}.md"
-    for file in files or FILES:
-        found |= outcomes(device, [file], minutes=120)
-        if not files:
-            written.write_text(page(device, found))
-        print(f"{file}: {found[file].passed} passed, {len(found[file].failed)} failed", flush=True)
+    parser = argparse.ArgumentParser(prog="python -m tests.cuda", description=__doc__)
+    parser.add_argument("device", nargs="?", default="emulated", choices=("emulated", "cuda"))
+    parser.add_argument("files", nargs="*", help="these alone, and nothing is written")
+    parser.add_argument("--workers", help="processes that share the tests, by pytest-xdist")
+    options = parser.parse_args()
+    files = options.files or [*FILES, *(ON_A_GPU if options.device == "cuda" else [])]
+    # A GPU comes with other libraries than those of `make test`, which may warn of one another.
+    extra = list(OPTIONS) if options.device == "cuda" else []
+    extra += ["-n", options.workers] if options.workers else []
+    found = outcomes(options.device, files, *extra, minutes=120)
+    if not options.files:
+        name = "emulated" if options.device == "emulated" else "gpu"
+        (ROOT / "docs" / f"cuda-{name}.md").write_text(page(options.device, found))
+    for file, outcome in found.items():
+        print(f"{file}: {outcome.passed} passed, {len(outcome.failed)} failed", *outcome.failed, sep="\n    ")
     return any(outcome.failed for outcome in found.values())
 
 

@@ -17,6 +17,7 @@ FILES = [
     *(f"tests/recipes/test_{name}.py" for name in ("failures", "late", "sweep_selection")),
     *(f"tests/training/test_{name}.py" for name in ("parity", "evaluation", "options")),
 ]
+ON_A_GPU = ["tests/patches/test_gpu.py"]
 
 
 @dataclass
