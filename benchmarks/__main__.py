@@ -78,7 +78,7 @@ def write(
 def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
     """Every row that was asked for."""
     big = torch.cuda.is_available() and not options.quick
-    shape = LLAMA_3_8B if big else SMALL
+    shape = dataclasses.replace(LLAMA_3_8B, layers=options.layers) if big else SMALL
     kinds = {
         "layer": rows.layers([64, 512] if options.quick else options.widths),
         "token": rows.tokens([DEEP, SMALL]),
@@ -138,6 +138,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--quick", action="store_true", help="small layers and models alone")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 512, 2048, 4096], help="of layers")
+    parser.add_argument("--layers", type=int, default=LLAMA_3_8B.layers, help="of Llama 3 8B, on a GPU")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="of generation on a GPU")
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 2048], help="of models on a GPU, in tokens")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of which a ratio is the median")

@@ -87,7 +87,7 @@ def generation(shape: Shape, tokens: int, batches: list[int], contexts: list[int
             ids = torch.randint(3, shape.vocabulary, (batch, context), device=DEVICE)
             runs = same(functools.partial(generate, model, ids, tokens), tuple(CONDITIONS))
             runs["floor"] = functools.partial(generate, floor, ids, tokens)
-            yield f"generate {tokens} tokens, {recipe}, batch {batch}, context {context}", runs
+            yield f"generate {tokens} tokens, {recipe}, batch {batch}, context {context}, {shape.layers} layers", runs
 
 
 def generated(row: str) -> int:
@@ -153,7 +153,7 @@ def training(shape: Shape, tokens: int) -> Iterator[Row]:
                 model.enable_input_require_grads()
             about = "with" if checkpointing else "without"
             runs = same(functools.partial(step, model, ids), ("unpatched", "off", "shim"))
-            yield f"training step of {tokens} tokens, {recipe}, {about} checkpointing", runs
+            yield f"training step of {tokens} tokens, {recipe}, {about} checkpointing, {shape.layers} layers", runs
 
 
 def same(run: Run, conditions: tuple[str, ...]) -> dict[str, Run]:

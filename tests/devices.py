@@ -23,6 +23,8 @@ import torch  # noqa: E402  # isort: skip
 
 if NAME == "cuda" and not torch.cuda.is_available():
     MISSING = "needs a CUDA GPU"
+if NAME == "cuda" and not MISSING:
+    torch.backends.cudnn.deterministic = True  # else a convolution's backward has other bits each time
 # Where it is missing tests are skipped, and must be found for it.
 TYPE = "cpu" if NAME == "cpu" or MISSING else "cuda"
 
@@ -30,6 +32,11 @@ TYPE = "cpu" if NAME == "cpu" or MISSING else "cuda"
 def default():
     """Inside it, tensors are made on the device."""
     return _made_on(TYPE)
+
+
+def generator(seed):
+    """Of random numbers on the device, where CUDA refuses the CPU's."""
+    return torch.Generator(TYPE).manual_seed(seed)
 
 
 def on_cpu():

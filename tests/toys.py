@@ -121,13 +121,17 @@ class Recipe:
         """The toy with adapters of which every parameter does something."""
         config = self.config()
         torch.manual_seed(1)
-        model = get_peft_model(Toy(self.bits, self.compute_dtype, self.head), config, autocast_adapter_dtype=False)
+        toy = Toy(self.bits, self.compute_dtype, self.head)
+        with devices.on_cpu():  # PEFT draws some weights by a generator of the CPU's
+            model = get_peft_model(toy, config, autocast_adapter_dtype=False)
+        model = model.to(devices.TYPE)
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point() and "proj" in name and "base_layer" not in name:
                 data = parameter.data if parameter.any() else 0.1 * torch.randn(parameter.shape)
                 parameter.data = data.to(self.adapter_dtype)
         if self.variant == "two adapters":  # the second one in the other dtype
-            model.add_adapter("other", config, autocast_adapter_dtype=False)
+            with devices.on_cpu():
+                model.add_adapter("other", config, autocast_adapter_dtype=False)
             model.base_model.set_adapter(["default", "other"])
             other = BF16 if self.adapter_dtype == F32 else F32
             for name, parameter in model.named_parameters():

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import pytest
 import torch
@@ -92,10 +93,18 @@ def test_eager_attention_takes_other_dtypes_exactly_where_torch_raises(model, au
                     assert patched.dtype == unpatched.dtype, dtypes
 
 
-def test_a_minimum_of_bfloat16_stays_finite_in_a_float16_attention():
-    q, m = torch.randn(1, 1, 2, 8).half(), torch.full((2, 2), torch.finfo(torch.bfloat16).min).bfloat16()
-    m[:, 0] = 0
-    assert inside_a_kbit_model(Attention())(q, q, q, m).isfinite().all()
+@pytest.mark.parametrize(
+    ("query", "key", "mask"),
+    [(torch.float16, torch.float16, torch.bfloat16), (torch.float32, torch.bfloat16, torch.float32)],
+)
+def test_a_masks_least_number_stays_finite_in_another_dtype_and_its_infinity_infinite(query, key, mask):
+    q, k, m = torch.randn(1, 1, 3, 8).to(query), torch.randn(1, 1, 2, 8).to(key), torch.zeros(3, 2).to(mask)
+    m[0, 1] = m[1] = torch.finfo(mask).min
+    m[2, 1] = -math.inf
+    result = inside_a_kbit_model(Attention())(q, k, k, m)
+    torch.testing.assert_close(result[..., 0, :], k[..., 0, :].to(query), atol=1e-2, rtol=1e-2)
+    assert result.isfinite().all()
+    torch.testing.assert_close(result[..., 2, :], k[..., 0, :].to(query), atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.usefixtures("strict")
@@ -120,7 +129,7 @@ def test_compiled_attention_equals_eager_and_a_toggle_is_honoured(attention):
     q, k, model = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8).bfloat16(), inside_a_kbit_model(attention)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(q, k, k), model(q, k, k))
-    with qlora_bf16_patch.disabled(NAME), pytest.raises(Exception, match="dtype"):
+    with qlora_bf16_patch.disabled(NAME), pytest.raises(Exception, match=r"dtype|scalar type"):
         compiled(q, k, k)
 
 

@@ -82,7 +82,9 @@ def attempt(module, x, autocast):
         try:
             results = module(x)
         except RuntimeError as error:
-            assert any(word in str(error) for word in ("dtype", "scalar type", "should be the same")), error
+            assert any(word in str(error) for word in ("dtype", "scalar type", "should be the same", "to have type")), (
+                error
+            )
             return None
     return results if isinstance(results, tuple) else (results,)
 
@@ -125,8 +127,10 @@ def test_a_batch_norm_whose_statistics_have_another_dtype_updates_them_in_their_
     norm, x = normalized(torch.float32), torch.randn(8, 3, 4).to(dtype)
     reference = copy.deepcopy(norm).double().train(training)
     model = lora_model(toy=Model(norm)).train(training)
-    with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match=r"scalar type|mixed dtype"):
-        model(x)
+    if dtype == torch.float32 or devices.NAME != "cuda":  # cuDNN takes a half precision with any
+        refusal = r"scalar type|mixed dtype|to have the same type"
+        with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match=refusal):
+            model(x)
     for _ in range(2):
         result, expected = model(x), reference(x.double())
         assert result.dtype == dtype

@@ -128,7 +128,7 @@ def step(kind, where, function, autocast):
     toy.part.gate.requires_grad_()
     for _ in range(2):
         model.zero_grad()
-        x = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = torch.randn(1, 3, 64, generator=devices.generator(0)).requires_grad_()
         with torch.autocast(devices.TYPE, BF16, enabled=autocast):
             loss = model(x).float().square().sum()
         loss.backward()

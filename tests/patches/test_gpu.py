@@ -10,7 +10,7 @@ import torch
 import qlora_bf16_patch
 
 from .. import devices
-from .conftest import FLOATING, HALF, assert_unchanged, linear4bit, lora_model, state
+from .conftest import FLOATING, HALF, assert_as_under_autocast, assert_unchanged, linear4bit, lora_model, state
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,8 +30,7 @@ def test_contracts_a_to_c_of_a_lora_layer(dtype, compute_dtype, use_dora):
             outside = layer(x)
             with torch.autocast("cuda", dtype=compute_dtype):
                 inside = layer(x)
-        assert outside.dtype == inside.dtype == dtype
-        assert torch.equal(outside, inside)
+        assert_as_under_autocast(outside, inside, dtype)
     assert_unchanged(layer, before)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dtypes import HALF, autocast_is_on, cast, first, floating
+from ..dtypes import HALF, autocast_is_on, cast, first
 from .operands import Args, Kwargs, operand
 from .rule import Dtypes, Rule, Tensors, activations, mixed_outside_autocast
 
@@ -31,10 +31,16 @@ def _halves(func: Any, operands: Tensors) -> Dtypes:
 
 
 def _mask_apart(dtype: torch.dtype, at: int | str, value: Any) -> Any:
-    """Torch takes a float32 mask with any query; a cast to float16 would turn a bfloat16 minimum into -inf."""
-    if at not in (3, "attn_mask"):
-        return cast(dtype, value)
-    return value if any(tensor.dtype == dtype for tensor in floating([value])) else cast(torch.float32, value)
+    """A mask's least number stays one: a cast would make -inf of that of a wider dtype, and NaN of a row of them.
+
+    Torch lets a float32 mask stand beside any query, but cuDNN takes its bytes for the query's dtype (pytorch#191612,
+    seen with torch 2.11 on an H200), and the memory-efficient kernel refuses it.
+    """
+    result = cast(dtype, value)
+    if at not in (3, "attn_mask") or result is value:
+        return result
+    limits = torch.finfo(dtype)
+    return torch.where(value.isinf(), result, result.clamp(limits.min, limits.max))
 
 
 def _projected(func: Any, args: Args, kwargs: Kwargs) -> bool:

@@ -78,7 +78,7 @@ def every_call() -> Iterator[Call]:
 
 def of_the_public_api(known: set[Any]) -> Iterator[Call]:
     """What neither has, where a call of some matrices or vectors succeeds."""
-    generator = torch.Generator(devices.TYPE).manual_seed(0)
+    generator = devices.generator(0)
     for function, name in _public(known):
         for shapes in _SHAPES:
             call = Call(name, function, tuple(torch.rand(shape, generator=generator) + 0.1 for shape in shapes))
@@ -138,7 +138,7 @@ def _put(index: Any) -> Callable[..., Any]:
 
 def of_ours() -> Iterator[Call]:
     """What torch's samples lack: fused and recurrent layers, assignments, keywords."""
-    generator = torch.Generator(devices.TYPE).manual_seed(0)
+    generator = devices.generator(0)
 
     def made(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from ... import devices
 from .families import LANGUAGE, classes
 from .probing import OutOfReach, Probe, probed
 from .shrinking import shrunk
@@ -97,7 +98,7 @@ class Language(Architecture):
 
     def tokens(self) -> torch.Tensor:
         """Ids of two sequences of 12 tokens, int64."""
-        ids = torch.randint(5, 100, (2, 12), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(5, 100, (2, 12), generator=devices.generator(0))
         if self.task == "SEQ_CLS":  # the head of BART and T5 reads the end's hidden state
             end = getattr(self.config, "eos_token_id", None)
             ids[:, -1] = end if isinstance(end, int) else 1

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ... import devices
+
 WIDTH, HEADS = 64, 4
 
 
@@ -23,7 +25,7 @@ class Module(nn.Module):
 
     @staticmethod
     def example() -> dict[str, Any]:
-        return {"x": torch.rand(2, 12, WIDTH, generator=torch.Generator().manual_seed(0)) - 0.5}
+        return {"x": torch.rand(2, 12, WIDTH, generator=devices.generator(0)) - 0.5}
 
 
 def _split(x: torch.Tensor) -> torch.Tensor:

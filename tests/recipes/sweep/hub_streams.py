@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ... import devices
 from .hub_attention import WIDTH, Module
 
 
@@ -106,7 +107,7 @@ class ConvStem(Module):
 
     @staticmethod
     def example() -> dict[str, Any]:
-        return {"pixels": torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+        return {"pixels": torch.rand(2, 3, 16, 16, generator=devices.generator(0))}
 
     def forward(self, pixels: torch.Tensor) -> Any:
         hidden = self.inner(self.patches(pixels).flatten(2).mT)
@@ -221,9 +222,7 @@ class ListInput(Module):
 
     @staticmethod
     def example() -> dict[str, Any]:
-        return {
-            "images": [torch.rand(1, size, WIDTH, generator=torch.Generator().manual_seed(size)) for size in (5, 7)]
-        }
+        return {"images": [torch.rand(1, size, WIDTH, generator=devices.generator(size)) for size in (5, 7)]}
 
     def forward(self, images: list[torch.Tensor]) -> Any:
         hidden = self.inner(torch.cat(images, dim=1))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ... import devices
 from .options import NEEDED_INPUTS
 
 BATCH, TOKENS = 2, 12
@@ -75,11 +76,11 @@ class Sizes:
 
 
 def tokens(length: int = TOKENS, *, below: int = 100) -> torch.Tensor:
-    return torch.randint(5, 100, (BATCH, length), generator=torch.Generator().manual_seed(0)) % below
+    return torch.randint(5, 100, (BATCH, length), generator=devices.generator(0)) % below
 
 
 def random(*shape: int) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+    return torch.rand(*shape, generator=devices.generator(0))
 
 
 def _ids(sizes: Sizes) -> list[torch.Tensor]:
