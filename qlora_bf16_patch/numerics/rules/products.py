@@ -15,6 +15,7 @@ from .rule import (
     activations,
     autocast_is_on_a_gpu,
     cast_on_gpus,
+    device_of,
     mixed,
     mixed_outside_autocast,
     not_autocasts,
@@ -27,6 +28,13 @@ _T = torch.Tensor
 def _added(func: Any, operands: Tensors) -> Dtypes:
     """The first operand is added to the product."""
     return activations(func, operands)[0], activations(func, operands[1:])[1]
+
+
+def _added_on_gpus(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """CUDA casts the addend by itself (seen with torch 2.11 on an H200)."""
+    if device_of(args, kwargs) == "cpu":
+        return cast_on_gpus(func, args, kwargs)
+    return cast_on_gpus(func, [operand(args, kwargs, at, name) for at, name in ((1, "mat"), (2, "vec"))], {})
 
 
 def _of_vectors(func: Any, args: Args, kwargs: Kwargs) -> bool:
@@ -67,7 +75,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(_PROMOTED_ON_GPUS, Rule(promoted_on_gpus, activations)),
     **dict.fromkeys(_LEFT, Rule(mixed, activations)),
     **dict.fromkeys(_SUMS_CAST, Rule(mixed_outside_autocast, _added)),
-    **dict.fromkeys(_SUMS_CAST_ON_GPUS, Rule(cast_on_gpus, _added)),
+    **dict.fromkeys(_SUMS_CAST_ON_GPUS, Rule(_added_on_gpus, _added)),
     **dict.fromkeys(found("bilinear"), Rule(_bilinear, activations)),
     **dict.fromkeys(found("inner"), Rule(_of_vectors, activations)),
     **dict.fromkeys(found("addr"), Rule(dtypes=_added)),
