@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+from collections import Counter
 from importlib.metadata import version
 from itertools import starmap
 
@@ -35,7 +36,8 @@ def page(device: str, found: dict[str, Outcome]) -> str:
     ]
     for file, outcome in found.items():
         lines += [f"- `{file}`, skipped {n}: {reason}" for reason, n in outcome.skipped.items()]
-        lines += [f"- `{file}`, **failed** `{name}`: {message}" for name, message in outcome.failed.items()]
+        failed = Counter(outcome.failed.values())
+        lines += [f"- `{file}`, **failed** {n}: {message}" for message, n in failed.most_common()]
     return "\n".join(lines) + "\n"
 
 
