@@ -20,9 +20,13 @@ from .patches import CATALOGUE as _CATALOGUE
 from .patches import MOVED as _MOVED
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from .inspection import Trace
+    from .inspection.assertions import Assertion
+    from .inspection.expected import Wanted
 
 __all__ = [
     "EnvironmentVariableError",
@@ -30,6 +34,7 @@ __all__ = [
     "Status",
     "UnknownPatchError",
     "Unsupported",
+    "assert_dtypes",
     "disable",
     "disabled",
     "enable",
@@ -117,6 +122,49 @@ def trace(model: torch.nn.Module) -> Trace:
     from .inspection import Trace
 
     return Trace(model)
+
+
+def assert_dtypes(
+    model: torch.nn.Module,
+    dtypes: Mapping[str, Wanted] | None = None,
+    *,
+    compute: Wanted | None = None,
+    adapters: Wanted | None = None,
+    allow_casts: bool = False,
+) -> Assertion:
+    """Assert which dtypes ``model`` has, and in a ``with`` block that none mismatch while it runs.
+
+    A dtype is one of torch's, its name, or ``"nf4"``, ``"fp4"``, ``"int8"`` where a linear layer is to be packed so;
+    a tuple means either.
+
+    Args:
+        model: one with bitsandbytes 4- or 8-bit layers; it may be on the meta device.
+        dtypes: of floating parameters, by a glob of the path or of its end, or of the class' name. Where several match
+            a parameter the last counts.
+        compute: that 4-bit layers compute in. By default one that was left at float32 fails, where its weight was
+            quantized from a half precision.
+        adapters: of all parameters of PEFT's adapters.
+        allow_casts: whether in the block the shim may cast what torch would have refused.
+
+    Returns:
+        A context manager. Leaving its block raises ``DtypeAssertionError`` too, with path, operation, dtypes and
+        advice, if an operand was cast, or torch refused one; ``ValueError`` if no module of the model ran in it.
+
+    Raises:
+        DtypeAssertionError: dtypes are others; it lists all of them.
+        ValueError: the model has no bitsandbytes layer, or a pattern or keyword matches nothing.
+
+    Example:
+        >>> qlora_bf16_patch.assert_dtypes(
+        ...     model, {"*norm*": torch.float32, "lm_head": torch.bfloat16}, compute=torch.bfloat16
+        ... )  # doctest: +SKIP
+        >>> with qlora_bf16_patch.assert_dtypes(model):  # doctest: +SKIP
+        ...     model.generate(**inputs)
+    """
+    from .inspection.assertions import Assertion, check
+
+    check(model, dtypes, compute, adapters)
+    return Assertion(model, allow_casts)
 
 
 for _patch in _CATALOGUE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,6 +36,18 @@ def with_writable_base(layer: Any, x: torch.Tensor) -> Any:
     base = layer._modules["base_layer"]
     writable = with_writable(base, x) if is_kbit(base) else base
     return layer if writable is base else overlay(layer, _modules={**layer._modules, "base_layer": writable})
+
+
+def adapter_parameters(model: Any) -> Iterator[torch.nn.Parameter]:
+    """The parameters of a model's adapters, whatever their method; those of ``modules_to_save`` are none."""
+    for module in model.modules():
+        if issubclass(type(module), BaseTunerLayer):
+            for name in module.adapter_layer_names:
+                part = module._modules.get(name) or module._parameters.get(name)
+                if part is not None:
+                    yield from part.parameters() if isinstance(part, torch.nn.Module) else (part,)
+        elif hasattr(module, "peft_config") and is_prompt_learning(module):
+            yield from module.prompt_encoder.parameters()
 
 
 def adapter_dtypes(layer: Any) -> set[torch.dtype]:

@@ -44,6 +44,7 @@ class CastSeen:
         given: dtype of the operand.
         to: dtype that it was cast to.
         patch: the patch that cast it.
+        needed: whether torch would have raised without it.
     """
 
     path: str
@@ -54,6 +55,7 @@ class CastSeen:
     given: str
     to: str
     patch: str
+    needed: bool = True
 
     def __str__(self) -> str:
         return (

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from ..hosts.bitsandbytes import is_kbit_model
-from ..numerics.places import modules_around
 from ..watching import events
 from ..watching.events import PATH
 from ..watching.refusals import is_of_dtypes
 from .calls import Call, Here
+from .casts import listening, paths_in, seen_in
 from .differences import Difference, differences
-from .dtypes import autocast_around, compute_of, floating_dtypes, short, weight_of
+from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
 from .hooks import around_generate, hooked
 from .observed import CastSeen, Ran, from_row, to_row
 from .table import rendered, rich_table
@@ -74,14 +74,13 @@ class Trace:
                 f"{type(model).__name__} is being traced already ({len(taken)} of its modules are): end that trace "
                 "first, or name a phase of it, `with trace.phase(...)`."
             )
-        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._paths = paths_in(model)
         _traced.update(self._paths)
         self._stack.callback(_traced.difference_update, set(self._paths))
         try:
             self._stack.enter_context(hooked(model, self._entered, self._left))
             self._stack.enter_context(around_generate(model, self._here.generation))
-            events.listeners.append(self._heard)
-            self._stack.callback(events.listeners.remove, self._heard)
+            self._stack.enter_context(listening(self._heard))
         except BaseException:
             self._stack.close()
             raise
@@ -211,12 +210,10 @@ class Trace:
         self.ran[Ran(path, name, phase, call.inputs, weight, compute, call.autocast, outputs)] += 1
 
     def _heard(self, module: torch.nn.Module, cast: events.Cast) -> None:
-        path = self._paths.get(id(module))
-        if path is None and not any(id(around) in self._paths for around in modules_around()):
-            return  # of another model, not one that was put in inside of the block
         phase = self._phase or (self._here.phase if self._here.running else self._here.phase_of(module))
-        seen = (cast.operation, cast.operand, short(cast.given), short(cast.to), cast.patch)
-        self.casts[CastSeen(path or cast.path, cast.module, phase, *seen)] += 1
+        seen = seen_in(self._paths, module, cast, phase)
+        if seen is not None:
+            self.casts[seen] += 1
 
     def _missed(self, module: torch.nn.Module) -> bool:
         """Whether a module that has not run could have been seen: it has a weight, and was there from the start."""

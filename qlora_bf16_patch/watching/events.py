@@ -27,7 +27,8 @@ READ = "dtype"  # the operation's name where a packed weight's dtype is read
 
 
 # Called at each cast with the innermost module around it, for as long as somebody looks (inspection/trace.py).
-listeners: list[Callable[[torch.nn.Module, Cast], None]] = []
+Listener = Callable[[torch.nn.Module, "Cast"], None]
+listeners: list[Listener] = []
 _places: set[str] = set()
 
 
@@ -53,6 +54,7 @@ class Cast:
         to: dtype that it was cast to.
         patch: the patch that cast it.
         kind: the kind of call in which it was seen first, in words.
+        needed: whether torch would have raised without it.
     """
 
     path: str
@@ -63,6 +65,7 @@ class Cast:
     to: torch.dtype
     patch: str
     kind: str = dataclasses.field(default="", compare=False)
+    needed: bool = True
 
     def __str__(self) -> str:
         return f"{self.path}: {self._what()}"

@@ -1,0 +1,130 @@
+"""``qlora_bf16_patch.assert_dtypes(model, ...)``: the dtypes of a model that stands, and no mismatch while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import NoReturn
+
+import torch
+
+from ..hosts.bitsandbytes import is_kbit_model
+from ..watching.events import CastRefused
+from ..watching.refusals import is_of_dtypes, modules_on, refusal
+from ..watching.running import has_compiled_parts
+from .casts import Casts, listening
+from .expected import Wanted, Wrong, adapting, computing, matching
+from .folding import Row, folded
+from .hooks import hooked
+from .observed import CastSeen
+
+ADVICE = (
+    "Run it under `torch.autocast(device, dtype=torch.bfloat16)`, as training runs, or cast the operand where it is "
+    "made. Where the shim is to cast it, say `allow_casts=True`."
+)
+
+
+class DtypeAssertionError(AssertionError):
+    """Dtypes are not as they were asserted.
+
+    Attributes:
+        failures: what the message tells, a row a module: :class:`~.expected.Wrong`, or :class:`~.observed.CastSeen`;
+            empty where an operation was refused.
+    """
+
+    def __init__(self, message: str, failures: tuple[Wrong | CastSeen, ...] = ()) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+
+def check(
+    model: torch.nn.Module,
+    dtypes: Mapping[str, Wanted] | None = None,
+    compute: Wanted | None = None,
+    adapters: Wanted | None = None,
+) -> None:
+    """Look at a model, which is not run; arguments and errors are those of :func:`qlora_bf16_patch.assert_dtypes`."""
+    name = type(model).__name__
+    if not is_kbit_model(model):
+        raise ValueError(
+            f"{name} has no bitsandbytes 4- or 8-bit layer, so it is no model whose dtypes are asserted here. Give the "
+            "model that was loaded with a BitsAndBytesConfig, or the one that PEFT has made of it."
+        )
+    named = dict(model.named_modules(remove_duplicate=False))
+    found = computing(named, compute) + matching(named, dtypes or {})
+    found += adapting(named, adapters) if adapters is not None else []
+    if found:
+        _fail(f"{name} has other dtypes than was asserted:", Counter(found), dict.fromkeys(one.advice for one in found))
+
+
+def refuse_casts(casts: Counter[CastSeen], model: torch.nn.Module, when: str) -> None:
+    """Fail where there are any.
+
+    Raises:
+        DtypeAssertionError: it lists them.
+    """
+    if casts:
+        _fail(f"{type(model).__name__} was cast {when}, where torch would have raised:", casts, [ADVICE])
+
+
+class Assertion:
+    """A context manager: in its block torch refuses no dtypes in ``model``, and no patch has to cast any there.
+
+    It looks at the casts that the patches tell, so it costs nothing where there are none. Hooks wait for the first
+    module that runs, and are taken out then.
+
+    Args:
+        model: one with k-bit layers.
+        allow_casts: whether the shim may cast.
+    """
+
+    def __init__(self, model: torch.nn.Module, allow_casts: bool = False) -> None:
+        self._model, self._allow_casts = model, allow_casts
+
+    def __enter__(self) -> Assertion:
+        self._stack, self._hooks, self._ran = contextlib.ExitStack(), contextlib.ExitStack(), False
+        self._casts = Casts(self._model)
+        self._stack.enter_context(listening(self._casts.heard))
+        self._stack.enter_context(self._hooks)
+        self._hooks.enter_context(hooked(self._model, self._entered, lambda *_: None))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        if isinstance(error, CastRefused):
+            raise DtypeAssertionError(str(error)) from error
+        if isinstance(error, Exception) and is_of_dtypes(error) and self._is_the_models(error):
+            raise DtypeAssertionError(f"{refusal(error, self._model)}. {ADVICE}") from error
+        if error is not None:
+            return
+        if not self._ran and not has_compiled_parts(self._model):  # whose modules call no hook
+            raise ValueError(
+                f"No module of {type(self._model).__name__} ran in the block of assert_dtypes, so it asserts nothing. "
+                "Call the model, or its generate, in there; without a block write `assert_dtypes(model, ...)` alone."
+            )
+        if not self._allow_casts:
+            refuse_casts(self._casts.seen, self._model, "in the block")
+
+    def _entered(self, *_: object) -> None:
+        self._ran = True
+        self._hooks.close()
+
+    def _is_the_models(self, error: Exception) -> bool:
+        ours = {id(module) for module in self._model.modules()}
+        return any(id(module) in ours for module in modules_on(error))
+
+
+def _fail(what: str, counts: Counter[Wrong] | Counter[CastSeen], advice: Iterable[str]) -> NoReturn:
+    """Raise an error that lists them, layers that are alike in one line."""
+    rows = [f"  {dataclasses.replace(row.seen, path=row.path)}{_often(row)}" for row in folded(counts)]
+    raise DtypeAssertionError("\n".join([what, *rows, *advice]), tuple(counts))
+
+
+def _often(row: Row) -> str:
+    times = f", {row.count} times" if row.count > row.modules else ""
+    return times + (f" in {row.modules} modules" if row.modules > 1 else "")
