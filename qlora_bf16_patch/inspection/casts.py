@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 
@@ -49,6 +50,19 @@ class Casts:
         seen = seen_in(self._paths, module, cast)
         if seen is not None and cast.needed:
             self.seen[seen] += 1
+
+
+def listen_for(casts: Casts) -> None:
+    """Let ``casts`` hear all there is for as long as anybody holds it: not everybody is told when to stop."""
+    method = weakref.WeakMethod(casts.heard)
+
+    def heard(module: torch.nn.Module, cast: events.Cast) -> None:
+        alive = method()
+        if alive is not None:
+            alive(module, cast)
+
+    events.listeners.append(heard)
+    weakref.finalize(casts, events.listeners.remove, heard)
 
 
 @contextlib.contextmanager

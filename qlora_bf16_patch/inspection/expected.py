@@ -156,10 +156,10 @@ def matching(named: Mapping[str, torch.nn.Module], dtypes: Mapping[str, Wanted])
 
 def _matches_nothing(pattern: Pattern, named: Mapping[str, torch.nn.Module]) -> str:
     what = "the weight of a linear layer" if pattern.of_packing else "a floating parameter"
-    shown = ", ".join(path for path, module in named.items() if weight_of(module))
+    parts = dict.fromkeys(part for path in named for part in path.split(".") if part and not part.isdecimal())
     return (
-        f"{pattern.said!r} matches {what} in no place, so it asserts nothing. It is a glob of a path or of its end, or "
-        f"of a class' name; packed weights are asked for by {', '.join(PACKED)}. Modules with a weight: {shown:.300}..."
+        f"{pattern.said!r} matches {what} nowhere, so it asserts nothing. It is a glob of a path or of its end, or "
+        f"of a class' name; packed weights are asked for by {', '.join(PACKED)}. Paths are made of: {', '.join(parts)}."
     )
 
 

@@ -176,7 +176,7 @@ def _cast(
 
 
 def _publish(module: torch.nn.Module, cast: Cast) -> None:
-    for listener in listeners:
+    for listener in tuple(listeners):  # one may be gone with what it was for
         listener(module, cast)
 
 

@@ -131,8 +131,8 @@ def test_the_model_itself_is_named_by_its_class():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"dtypes": {"hed": BF16}}, r"'hed' matches .* no place.*base_model.model.head"),
-        ({"dtypes": {"layernorm": "nf4"}}, "matches the weight of a linear layer in no place"),
+        ({"dtypes": {"hed": BF16}}, r"'hed' matches .* nowhere.*: base_model, model, proj, .*, head\."),
+        ({"dtypes": {"layernorm": "nf4"}}, "matches the weight of a linear layer nowhere"),
         ({"dtypes": {"head": "bf16"}}, "'bf16' is neither a floating dtype nor one of nf4, fp4, int8"),
         ({"dtypes": {"head": torch.int8}}, "torch.int8 is neither"),
         ({"dtypes": {"head": ()}}, "empty"),
