@@ -61,3 +61,17 @@ def adapter_dtypes(layer: Any) -> set[torch.dtype]:
                     if value is not None and value.is_floating_point():
                         found.add(value.dtype)
     return found
+
+
+def active_dtypes(layer: Any) -> set[torch.dtype]:
+    """Dtypes of the floating parameters and buffers of those adapters of a tuner layer that take part in a call."""
+    found: set[torch.dtype] = set()
+    if layer.disable_adapters or layer.merged:
+        return found
+    for container in filter(None, map(layer._modules.get, layer.adapter_layer_names)):
+        for adapter in layer.active_adapters:
+            for held in (container._modules, container._parameters, container._buffers):
+                value = held.get(adapter)
+                tensors = (*value.parameters(), *value.buffers()) if isinstance(value, torch.nn.Module) else (value,)
+                found |= {tensor.dtype for tensor in tensors if tensor is not None and tensor.is_floating_point()}
+    return found

@@ -23,11 +23,14 @@ def paths_in(model: torch.nn.Module) -> dict[int, str]:
 def seen_in(paths: dict[int, str], module: torch.nn.Module, cast: events.Cast, phase: str = "") -> CastSeen | None:
     """A cast around which ``module`` is the innermost one; None where it is another model's.
 
-    A module that was put into the model since has the path that the cast tells.
+    A module that was put into the model since has the path that the cast tells, or that of the module around it.
     """
     path = paths.get(id(module))
-    if path is None and not any(id(around) in paths for around in modules_around()):
-        return None
+    if path is None:
+        around = next((paths[id(one)] for one in modules_around() if id(one) in paths), None)
+        if around is None:
+            return None
+        path = cast.path or around
     dtypes = (short(cast.given), short(cast.to))
     return CastSeen(
         path or cast.path, cast.module, phase, cast.operation, cast.operand, *dtypes, cast.patch, cast.needed

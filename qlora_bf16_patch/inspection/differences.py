@@ -60,7 +60,7 @@ def _by_path(trace: Any, phase: str) -> dict[str, list[Ran]]:
 def _casts(trace: Any, phase: str) -> dict[str, str]:
     found: dict[str, list[str]] = defaultdict(list)
     for seen in trace.casts:
-        if seen.phase == phase:
+        if seen.phase == phase and seen.needed:  # the others compute as the other phase does
             found[seen.path].append(f"{seen.operation} {seen.operand} {seen.given} to {seen.to}")
     return {path: "; ".join(sorted(words)) for path, words in found.items()}
 

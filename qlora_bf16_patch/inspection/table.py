@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,13 +38,27 @@ def tables(trace: Any) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
 
 def remarks(trace: Any) -> list[str]:
     """What is told beside the tables."""
-    told = [f"{row.seen.phase}: {_cast(row)}" for row in folded(trace.casts)]
+    told = [f"{row.seen.phase}: {_cast(row)}" for row in folded(trace.casts) if row.seen.needed]
+    told += [] if told or trace.error else ["Nothing was cast where torch would have raised."]
+    told += _computed(trace)
     if trace.error:
         told.append(f"It ended with torch's refusal in {trace.error}")
     if trace.never_ran:
         shown = ", ".join(trace.never_ran[:4]) + (", ..." if len(trace.never_ran) > 4 else "")
         told.append(f"{len(trace.never_ran)} modules with a weight never ran: {shown}")
-    return told or ["Nothing was cast."]
+    return told
+
+
+def _computed(trace: Any) -> Iterator[str]:
+    """What layers have cast to compute as they do: all of a class in a line."""
+    rows = defaultdict(list)
+    for row in folded(trace.casts):
+        if not row.seen.needed:
+            rows[dataclasses.replace(row.seen, path="")].append(row)
+    for seen, alike in rows.items():
+        modules, count = sum(row.modules for row in alike), sum(row.count for row in alike)
+        what = f"{seen.operand} cast from {seen.given} to {seen.to} by {seen.patch}, {_times(count)}"
+        yield f"{seen.phase}: {modules} {seen.module} had {'its' if modules == 1 else 'their'} {what}"
 
 
 def _cast(row: Any) -> str:

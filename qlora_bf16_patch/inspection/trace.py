@@ -32,7 +32,8 @@ class Trace:
     """A context manager that records the dtypes of every module of ``model`` that runs inside of it.
 
     It keeps no tensor and no module. The hooks make LoRA's layers take PEFT's own forward, with the same result, and
-    cost some microseconds a module; code that was compiled before is not seen.
+    cost some microseconds a module; code that was compiled before is not seen. Casts are those of patches; what
+    bitsandbytes, PEFT and autocast cast themselves is in the dtypes of the modules.
 
     Args:
         model: one with 4- or 8-bit layers.
@@ -116,7 +117,7 @@ class Trace:
 
     def mismatches(self) -> list[CastSeen]:
         """The casts without which the model would have raised."""
-        return list(self.casts)
+        return [cast for cast in self.casts if cast.needed]
 
     def compare(
         self, left: str | None = None, right: str | None = None, other: Trace | None = None

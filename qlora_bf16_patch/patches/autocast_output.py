@@ -14,6 +14,7 @@ import torch
 
 from ..engine.installation import Installation, call_shadowed
 from ..numerics.dtypes import autocast_is_on
+from ..watching.events import computed, listeners
 from .injection import after_injection
 from .tuners import other_tuners
 
@@ -23,7 +24,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _followed(installation, x, original(self, x, *args, **kwargs))
+        return _followed(installation, self, x, original(self, x, *args, **kwargs))
 
     return patched
 
@@ -44,11 +45,16 @@ def take_in(model: torch.nn.Module, installation: Installation) -> None:
 def _bound(installation: Installation, cls: Any) -> Callable[..., Any]:
     @functools.wraps(cls.forward)
     def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _followed(installation, x, call_shadowed(installation, self, x, *args, **kwargs))
+        return _followed(installation, self, x, call_shadowed(installation, self, x, *args, **kwargs))
 
     return patched
 
 
-def _followed(installation: Installation, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+def _followed(installation: Installation, layer: Any, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     device = x.device.type
-    return result.to(torch.get_autocast_dtype(device)) if installation.on and autocast_is_on(device) else result
+    if not installation.on or not autocast_is_on(device):
+        return result
+    dtype = torch.get_autocast_dtype(device)
+    if listeners and not torch.compiler.is_compiling():
+        computed(installation, layer, "result", result.dtype, dtype)
+    return result.to(dtype)

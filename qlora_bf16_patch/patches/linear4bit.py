@@ -14,6 +14,7 @@ import torch
 from ..engine.installation import Installation, upstream
 from ..hosts import bitsandbytes as host
 from ..numerics.dtypes import HALF
+from ..watching.events import computed, listeners
 
 
 def forward(original: Any, installation: Installation) -> Callable[..., Any]:
@@ -52,10 +53,19 @@ def _computed(original: Any, installation: Installation, layer: Any, x: torch.Te
     compiling = torch.compiler.is_compiling()  # Dynamo makes no tensor with attributes of its own
     bias_in = dtype if host.CASTS_FIRST else x.dtype
     untouched = host.untouched(layer, bias_in, repacks=repacks, overwrites=overwrites and not compiling)
+    if listeners and not compiling:
+        tell_bias(installation, layer, untouched)
     result: torch.Tensor = original(untouched, x)
     if overwrites and compiling:
         state.dtype = dequantized
     return result
+
+
+def tell_bias(installation: Installation, layer: Any, untouched: Any) -> None:
+    """Tell who listens of a bias that is cast for this call alone."""
+    before, after = host.bias_of(layer), host.bias_of(untouched)
+    if before is not None and after is not None:
+        computed(installation, layer, "bias", before.dtype, after.dtype)
 
 
 def warn_of_float32(installation: Installation, layer: Any, given: torch.dtype | None = None) -> None:

@@ -11,6 +11,8 @@ import torch
 from ..engine.installation import Installation
 from ..hosts import bitsandbytes as host
 from ..numerics.dtypes import autocast_is_on
+from ..watching.events import computed, listeners
+from .linear4bit import tell_bias
 
 
 def forward(original: Any, installation: Installation) -> Callable[..., Any]:
@@ -22,12 +24,17 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             return original(self, x)
         x = host.activations(self, x)
         layer = host.untouched(self, x.dtype)
+        told = listeners and not torch.compiler.is_compiling()
+        if told:
+            tell_bias(installation, self, layer)
         if _overflows(self, x):
             with torch.autocast(x.device.type, enabled=False):
                 return original(layer, x)
         result = original(layer, x)
         if result.dtype is x.dtype or torch.is_grad_enabled() or autocast_is_on(x.device.type):
             return result
+        if told:
+            computed(installation, self, "result", result.dtype, x.dtype)
         return result.to(x.dtype)
 
     return patched

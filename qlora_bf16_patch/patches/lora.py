@@ -24,8 +24,9 @@ from ..numerics.compiling import trace_attributes_without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
 from ..numerics.overlay import overlay
-from ..watching.events import heard
+from ..watching.events import heard, listeners
 from ..watching.running import within_gradients
+from .computed import tell_computed
 from .linear4bit import warn_of_float32
 
 
@@ -39,10 +40,12 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
         if not x.is_floating_point():
             x = activations(self, x)
         if training.computes_as_upstream(self, autocast_is_on(x.device.type), x) or within_gradients():
-            return _as_upstream(original, installation.name, self, x, args, kwargs)
+            return _as_upstream(original, installation, self, x, args, kwargs)
         dtype = compute_dtype(self, x)
         if dtype is torch.float32 and x.dtype in HALF and "compute_dtype" not in installation.notes:
             warn_of_float32(installation, unwrapped(self.get_base_layer()), x.dtype)
+        if listeners and not torch.compiler.is_compiling():
+            tell_computed(installation, self, x.dtype, dtype)
         adapters = None if args or kwargs else plain_adapters(self, x)
         if adapters is not None and _adds_up(x, dtype, adapters):
             return _added_up(self, x, dtype, adapters)
@@ -56,7 +59,7 @@ def _readable(layer: Any, x: torch.Tensor) -> Any:
     return with_writable_base(layer, x) if is_dora(layer) and not torch.compiler.is_compiling() else layer
 
 
-def _as_upstream(original: Any, patch: str, self: Any, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
+def _as_upstream(original: Any, installation: Installation, self: Any, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
     """Upstream's own; where torch would refuse an operation its operands are cast, and the result to the input's dtype.
 
     In a LoRA layer torch refuses dtypes only where an adapter's differ, or the input was not cast to them.
@@ -72,7 +75,7 @@ def _as_upstream(original: Any, patch: str, self: Any, x: torch.Tensor, args: An
         return original(layer, x, *args, **kwargs)
     if torch.compiler.is_compiling():  # maybe this layer by itself, with no model's mode around it
         trace_attributes_without_modes()
-    mode = CastOnMismatch(functools.partial(heard, patch, self))
+    mode = CastOnMismatch(functools.partial(heard, installation, self))
     with mode:  # not `as mode`: Dynamo forgets it at a graph break in here (torch 2.13.0)
         result = original(layer, x, *args, **kwargs)
     return result.to(x.dtype) if mode.casts else result

@@ -21,8 +21,9 @@ from ..numerics import training
 from ..numerics.autocast import NOTHING, autocast_if_off, without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
-from ..watching.events import heard
+from ..watching.events import heard, listeners
 from ..watching.running import within_gradients
+from .computed import tell_computed
 from .injection import after_injection, each_module, left_alone
 
 # They have patches of their own.
@@ -68,8 +69,11 @@ def forward(installation: Installation, cls: Any) -> Callable[..., Any]:
         # Dynamo traces no write to `.data`.
         layer = self if torch.compiler.is_compiling() else with_writable_base(self, x)
         within, mode = _surroundings(self, x, autocast, upstreams, own_backward)
+        told = listeners and not torch.compiler.is_compiling()
+        if told and not (autocast or upstreams) and (dtype := compute_dtype(self, x)) in HALF:
+            tell_computed(installation, self, x.dtype, dtype)
         if mode is not None:
-            mode.asked = functools.partial(heard, installation.name, self)
+            mode.asked = functools.partial(heard, installation, self)
         with within, mode or without_modes():
             result = call_shadowed(installation, layer, x, *args, **kwargs)
         if result.dtype is x.dtype or (upstreams and not (mode and mode.casts)):

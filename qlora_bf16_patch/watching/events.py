@@ -6,12 +6,13 @@ import dataclasses
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from ..numerics.places import path_of
+from ..numerics.places import modules_around, path_of
 from .kinds import Kind, spoken_kind
+from .running import here
 
 logger = logging.getLogger("qlora_bf16_patch")
 
@@ -150,15 +151,38 @@ class Record:
             logger.info("%s", cast)
 
 
-def heard(patch: str, module: torch.nn.Module, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
+class Patching(Protocol):
+    """What a layer's own patch is, as far as its casts go: an installation of the engine."""
+
+    name: str
+    strict: bool
+
+
+def heard(
+    patch: Patching, module: torch.nn.Module, func: Any, operand: str, given: torch.dtype, to: torch.dtype
+) -> bool:
     """A cast that no record tells, in a layer that has a patch of its own: who listens hears of it.
 
     Returns:
         True: it may be made. A mode can be given this function, but for the first two arguments, to ask.
+
+    Raises:
+        CastRefused: in strict mode.
     """
-    if listeners and not torch.compiler.is_compiling():
-        _publish(module, _cast(module.__dict__.get(PATH, ""), module, func, operand, (given, to), patch))
+    if (listeners or patch.strict) and not torch.compiler.is_compiling():
+        root = here.root or [module, *modules_around()][-1]
+        cast = _cast(path_of(module, root), module, func, operand, (given, to), patch.name)
+        if patch.strict:
+            raise CastRefused(cast.refusal())
+        _publish(module, cast)
     return True
+
+
+def computed(patch: Patching, module: torch.nn.Module, operand: str, given: torch.dtype, to: torch.dtype) -> None:
+    """A cast that a layer's patch makes where torch would not have raised: so that the layer computes as it trained."""
+    if given is not to:
+        path = module.__dict__.get(PATH, "")
+        _publish(module, Cast(path, type(module).__name__, "forward", operand, given, to, patch.name, needed=False))
 
 
 def _cast(
