@@ -15,6 +15,7 @@ from .environment import Environment, UnknownPatchError, canonical
 from .imports import retry
 from .installation import Installation
 from .patch import Patch, Status
+from .statuses import Statuses
 from .wrapping import LOCK
 
 logger = logging.getLogger("qlora_bf16_patch")
@@ -124,8 +125,8 @@ class Registry:
             while any([entry.installation.restore() for entry in entries]):
                 pass  # a wrapper of ours that stood beneath another one of ours is free now
 
-    def status(self) -> list[Status]:
-        """Every patch with its state, reason and who decided."""
+    def status(self) -> Statuses:
+        """Every patch with its state, reason and who decided: a list of :class:`Status`, which prints as a table."""
         retry()
         with LOCK:
             rows = [
@@ -133,10 +134,10 @@ class Registry:
                 for entry in self._entries.values()
             ]
         found = {name: versions.installed(name) for name in {patch.distribution for patch, *_ in rows}}
-        return [
+        return Statuses(
             Status(patch.name, state, reason, by, found[patch.distribution], patch.summary, notes)
             for patch, state, reason, by, notes in rows
-        ]
+        )
 
     def installation(self, name: str) -> Installation:
         """What the patch ``name`` has put in place."""

@@ -70,20 +70,6 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def rendered(trace: Any) -> str:
-    """Plain text."""
-    lines = []
-    for phase, rows in tables(trace):
-        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
-        lines += [phase, ""]
-        lines += [
-            "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
-            for row in (COLUMNS, *rows)
-        ]
-        lines.append("")
-    return "\n".join([*lines, *remarks(trace)])
-
-
 def rich_table(trace: Any) -> Any:
     """A group of rich's tables."""
     from rich.console import Group

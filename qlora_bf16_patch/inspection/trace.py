@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..engine.tables import Section, Shown
 from ..hosts.bitsandbytes import is_kbit_model
 from ..watching import events
 from ..watching.events import PATH
@@ -22,13 +23,13 @@ from .differences import Difference, differences
 from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
 from .hooks import around_generate, hooked
 from .observed import CastSeen, Ran, from_row, to_row
-from .table import rendered, rich_table
+from .table import COLUMNS, remarks, rich_table, tables
 
 FORMAT = "qlora_bf16_patch trace 1"
 _traced: set[int] = set()
 
 
-class Trace:
+class Trace(Shown):
     """A context manager that records the dtypes of every module of ``model`` that runs inside of it.
 
     It keeps no tensor and no module. The hooks make LoRA's layers take PEFT's own forward, with the same result, and
@@ -177,8 +178,8 @@ class Trace:
             ) from error
         return trace
 
-    def __str__(self) -> str:
-        return rendered(self)
+    def shown(self) -> tuple[list[Section], list[str]]:
+        return [(phase, COLUMNS, rows) for phase, rows in tables(self)], remarks(self)
 
     def __rich__(self) -> Any:
         return rich_table(self)

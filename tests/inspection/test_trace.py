@@ -418,3 +418,18 @@ def test_a_trace_that_has_ended_is_not_begun_again():
         model(X)
     with pytest.raises(RuntimeError, match="has ended"), trace:
         pass
+
+
+def test_in_a_notebook_it_is_a_table_in_which_all_is_escaped():
+    model = lora_model()
+    model.get_base_model().add_module("<img src=x>", nn.Linear(2, 2))
+    with qlora_bf16_patch.trace(model) as trace:
+        with trace.phase("<b>warm-up</b>"):
+            model(X)
+    text = trace._repr_html_()
+    assert text.count("<table>") == 1
+    assert "&lt;b&gt;warm-up&lt;/b&gt;" in text
+    assert "&lt;img src=x&gt;" in text
+    assert "<b>" not in text
+    assert "<img" not in text
+    assert "linear has its input cast from float32 to bfloat16 by peft.boundary, once in 1 module</p>" in text
