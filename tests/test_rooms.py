@@ -16,7 +16,7 @@ ROOMS = {
     "numerics": (set(), {"torch"}),
     "hosts": ({"numerics"}, {"torch", "packaging", *HOSTS}),
     "watching": ({"numerics"}, {"torch"}),
-    "inspection": ({"engine", "numerics", "hosts", "watching"}, {"torch", "rich"}),
+    "inspection": ({"engine", "numerics", "hosts", "watching"}, {"torch", "rich", "jinja2", "markupsafe"}),
     "patches": ({"engine", "numerics", "hosts", "watching"}, {"torch"}),
     "commands": ({"engine", "inspection", "patches", "run", *qlora_bf16_patch.__all__}, {"rich"}),
 }

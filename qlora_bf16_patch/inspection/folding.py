@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 _NUMBER = "#"
@@ -19,32 +19,40 @@ class Row:
         modules: how many they are.
         count: how often they ran, all together.
         seen: one of them.
+        members: their paths.
     """
 
     path: str
     modules: int
     count: int
     seen: Any
+    members: tuple[str, ...] = ()
 
 
 def folded(counts: Mapping[Any, int]) -> list[Row]:
     """Rows of what is the same but for the numbers in its path, in the order of the first one."""
     groups: dict[Any, list[tuple[Any, int]]] = defaultdict(list)
     for seen, count in counts.items():
-        groups[dataclasses.replace(seen, path=_pattern(seen.path))].append((seen, count))
+        groups[dataclasses.replace(seen, path=pattern_of(seen.path))].append((seen, count))
     rows = []
-    for pattern, members in groups.items():
+    for members in groups.values():
         paths = dict.fromkeys(seen.path for seen, _ in members)
-        numbers = [[int(part) for part in path.split(".") if part.isdecimal()] for path in paths]
         rows.append(
             Row(
-                _filled(pattern.path, [ranges(column) for column in zip(*numbers, strict=True)]),
+                named(paths),
                 len(paths),
                 sum(count for _, count in members),
                 members[0][0],
+                tuple(paths),
             )
         )
     return rows
+
+
+def named(paths: Collection[str]) -> str:
+    """One name for paths that are the same but for their numbers."""
+    numbers = [[int(part) for part in path.split(".") if part.isdecimal()] for path in paths]
+    return _filled(pattern_of(next(iter(paths))), [ranges(column) for column in zip(*numbers, strict=True)])
 
 
 def labels(paths: Iterable[str]) -> Iterator[str]:
@@ -69,7 +77,8 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _pattern(path: str) -> str:
+def pattern_of(path: str) -> str:
+    """``layers.#.mlp`` of ``layers.3.mlp``."""
     return ".".join(_NUMBER if part.isdecimal() else part for part in path.split("."))
 
 

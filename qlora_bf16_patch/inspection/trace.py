@@ -26,6 +26,7 @@ from .observed import CastSeen, Ran, from_row, to_row
 from .table import COLUMNS, remarks, rich_table, tables
 
 FORMAT = "qlora_bf16_patch trace 1"
+_PHASE = "_qlora_bf16_patch_phase"  # an attribute of an error that passes through a module
 _traced: set[int] = set()
 
 
@@ -44,6 +45,7 @@ class Trace(Shown):
         casts: how often which operand was cast, where and by which patch.
         never_ran: paths of the modules that have not run, of those that have a weight.
         error: what torch said, and where, where the block ended with a refusal of dtypes.
+        error_phase: the phase that it was in, where a module was called.
 
     Raises:
         ValueError: the model has no quantized layer.
@@ -54,6 +56,7 @@ class Trace(Shown):
         self.casts: Counter[CastSeen] = Counter()
         self.never_ran: tuple[str, ...] = ()
         self.error: str | None = None
+        self.error_phase: str | None = None
         self._phase: str | None = None
         self._model = model
         self._stack = contextlib.ExitStack()
@@ -92,6 +95,7 @@ class Trace(Shown):
         self._stack.close()
         if isinstance(error, Exception) and is_of_dtypes(error):
             self.error = f"{getattr(error, PATH, type(self._model).__name__)}: {str(error).splitlines()[0]}"
+            self.error_phase = getattr(error, _PHASE, None)
         paths = {seen.path for seen in self.ran}
         phases = self.phases
         self.ran = Counter(
@@ -146,11 +150,24 @@ class Trace(Shown):
                 "casts": [to_row(seen, count) for seen, count in self.casts.items()],
                 "never_ran": list(self.never_ran),
                 "error": self.error,
+                "error_phase": self.error_phase,
             },
             indent=1,
         )
         if file is not None:
             Path(file).write_text(text)
+        return text
+
+    def to_html(self, file: str | Path | None = None) -> str:
+        """The trace as a page of HTML, a column for each phase, written to ``file`` if one is given.
+
+        It is one file, loads nothing from elsewhere and needs no server.
+        """
+        from .page.of_trace import page_of
+
+        text = page_of(self)
+        if file is not None:
+            Path(file).write_text(text, encoding="utf-8")
         return text
 
     @classmethod
@@ -171,6 +188,7 @@ class Trace(Shown):
             trace.ran.update(dict(from_row(Ran, row) for row in found["ran"]))
             trace.casts.update(dict(from_row(CastSeen, row) for row in found["casts"]))
             trace.never_ran, trace.error = tuple(found["never_ran"]), found["error"]
+            trace.error_phase = found.get("error_phase")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = "the text" if is_text else str(source)
             raise ValueError(
@@ -206,6 +224,7 @@ class Trace(Shown):
         error = sys.exc_info()[1]
         if result is None and error is not None and id(error) != call.handled:
             vars(error).setdefault(PATH, path)  # of the innermost one
+            vars(error)[_PHASE] = self._phase or here.phase
             return
         weight, compute, phase = weight_of(module), compute_of(module), self._phase or here.phase
         name, outputs = type(module).__name__, floating_dtypes(result)
