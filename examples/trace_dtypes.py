@@ -1,7 +1,11 @@
-"""What a QLoRA model computes in, in training and in generation: ``python examples/trace_dtypes.py``. No download."""
+"""What a QLoRA model computes in, in training and in generation: ``python examples/trace_dtypes.py``. No download.
+
+With the name of a file it also writes a page: ``python examples/trace_dtypes.py trace.html``.
+"""
 
 import qlora_bf16_patch  # isort: skip  # at the top, as in any script
 
+import sys
 import tempfile
 
 import torch
@@ -44,3 +48,6 @@ print("Training and generation differ at:")
 for difference in trace.compare("training", "generation"):
     if difference.column == "casts":
         print(f"  {difference}")
+
+if len(sys.argv) > 1:
+    trace.to_html(sys.argv[1])

@@ -11,11 +11,11 @@ from qlora_bf16_patch.inspection.observed import CastSeen, Ran
 from qlora_bf16_patch.inspection.page import Dtypes, Mark, Seen
 from qlora_bf16_patch.inspection.page.rows import rows
 
-from ..patches.conftest import lora_model
+from ..patches.conftest import Toy, lora_model
 from .browser import chromium, missing
 
 X = torch.randn(2, 3, 64)
-HEAD = "base_model.model.head"
+HEAD, PROJ = "base_model.model.head", "base_model.model.proj"
 SCHEMES = ("light", "dark")
 ROW = "[...document.querySelectorAll('tbody tr')].find(row => row.dataset.path === arguments[0])"
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -41,6 +41,11 @@ def trained():
             model.eval()(X)
             model(X)
     return trace
+
+
+class HeadFirst(Toy):
+    def forward(self, x):
+        return self.head(x)
 
 
 def layers(count, odd=None, phases=("training", "evaluation", "generation")):
@@ -151,9 +156,17 @@ def test_a_mismatch_is_outlined_and_told_beside_its_numbers(shown, trained):
     browser = shown(trained)
     training, evaluation = cell(browser, HEAD, 1), cell(browser, HEAD, 2)
     assert (training["outline"], training["said"]) == ("none", "fp32 → bf16 → bf16")
-    assert evaluation["outline"] != "none" and evaluation["width"] >= 2
-    assert evaluation["said"].endswith("linear input fp32 → bf16")
+    assert (evaluation["outline"], evaluation["width"]) == ("solid", 3)
+    assert evaluation["said"].endswith("mismatch linear input fp32 → bf16")
     assert "float32 to bfloat16 · 2 times · by peft.boundary" in evaluation["numbers"]
+
+
+def test_a_cast_that_torch_would_not_have_asked_for_is_outlined_lightly(shown, trained):
+    browser = shown(trained)
+    light = cell(browser, PROJ, 2)
+    assert (light["outline"], light["width"]) == ("solid", 1)
+    assert light["said"].endswith("cast adapter, input, result")
+    assert "cast result, bfloat16 to float32 · 2 times · by peft.lora.linear4bit" in " ".join(light["numbers"].split())
 
 
 def test_pointing_at_a_cell_and_going_to_it_shows_its_numbers(shown, trained):
@@ -161,7 +174,7 @@ def test_pointing_at_a_cell_and_going_to_it_shows_its_numbers(shown, trained):
 
     browser = shown(trained)
     assert tip(browser) is None
-    target = browser.run("return document.querySelector('td.outlined')")
+    target = browser.run("return document.querySelector('td.heavy')")
     ActionChains(browser.driver).move_to_element(target).perform()
     assert "2 calls · input float32 · weight bfloat16 · no autocast · output float32" in tip(browser)
     ActionChains(browser.driver).move_to_element(browser.run("return document.querySelector('h1')")).perform()
@@ -179,7 +192,7 @@ def test_the_table_is_one_stop_of_the_tab_key_and_arrows_go_through_it(shown, tr
     browser.run("document.querySelector(\"td[tabindex='0']\").focus()")
     assert browser.run(here) == ["", 1]
     press(browser, ["\ue014", "\ue015", "\ue015"])  # right, down, down
-    assert browser.run(here) == ["base_model.model.proj", 2]
+    assert browser.run(here) == [PROJ, 2]
     press(browser, ["/"])
     assert browser.run("return document.activeElement.id") == "filter"
 
@@ -194,15 +207,15 @@ def test_a_filter_leaves_what_fits_and_what_is_around_it(shown, trained):
     assert set(visible(browser)) >= {"proj", "base_layer"} and "head" not in visible(browser)
     type_in(browser, "nowhere")
     assert visible(browser) == []
-    assert browser.run("return document.querySelector('tfoot').innerText") == "No module fits."
+    assert browser.run("return document.querySelector('tfoot:not([hidden])').innerText") == "No module fits."
     type_in(browser, "")
     assert visible(browser) == everything
 
 
-def test_a_switch_leaves_what_is_outlined(shown, trained):
+def test_a_switch_leaves_the_mismatches(shown, trained):
     browser = shown(trained)
-    browser.run("document.getElementById('marked').click()")
-    assert [name for name in visible(browser) if name in ("head", "proj", "base_layer")] == ["head"]
+    browser.run("document.getElementById('heavy').click()")
+    assert visible(browser) == ["(the model)", "base_model.model", "head"]
 
 
 def test_alike_layers_are_one_row_that_unfolds(shown):
@@ -241,11 +254,11 @@ def test_a_filter_finds_single_layers(shown):
 def test_what_is_inside_of_a_row_can_be_closed(shown, trained):
     browser = shown(trained)
     before = visible(browser)
-    click(browser, "base_model.model.proj", ".fold")
+    click(browser, PROJ, ".fold")
     assert [name for name in before if name not in visible(browser)] == [
         name for name in before if name in ("base_layer", "lora_dropout.default", "lora_A.default", "lora_B.default")
     ]
-    click(browser, "base_model.model.proj", ".fold")
+    click(browser, PROJ, ".fold")
     assert visible(browser) == before
 
 
@@ -259,16 +272,17 @@ def test_what_torch_refused_is_outlined_in_its_phase(shown):
     assert trace.error_phase == "callback" == Trace.from_json(trace.to_json()).error_phase
     browser = shown(trace)
     refused = cell(browser, HEAD, 2)
-    assert refused["outline"] == "double" and refused["said"].startswith("refused expected m")
+    assert refused["width"] == 3 and refused["said"].startswith("refused expected m")
     assert cell(browser, HEAD, 1)["outline"] == "none"
     said = browser.run("return document.querySelector('.notes').innerText")
-    assert "The run ended with torch's refusal in base_model.model.head" in said
+    assert "It ended with torch's refusal in base_model.model.head" in said
 
 
 def test_a_refusal_of_the_first_call_has_a_column(shown):
-    model = lora_model()
+    model = lora_model(toy=HeadFirst())
     with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError), qlora_bf16_patch.trace(model) as trace:
         model(X)
+    assert not trace.ran
     browser = shown(trace)
     assert cell(browser, HEAD, 1)["said"].startswith("refused")
 
@@ -278,7 +292,7 @@ def test_a_trace_of_nothing_says_so(shown):
         pass
     browser = shown(trace)
     text = browser.run("return document.body.innerText")
-    assert "Nothing ran." in text and "modules with a weight never ran" in text
+    assert "modules with a weight never ran" in text and "What never ran" in text
     assert browser.messages() == []
 
 

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from ..trace import Trace
 
 _MEANINGS = {
-    "cast": "a patch cast it: without the shim torch would have refused",
+    "cast": "cast by the layer's patch to what it computes in",
+    "mismatch": "torch would have refused it: a patch cast it",
     "refused": "torch refused it",
 }
 
 
 def page_of(trace: Trace) -> str:
-    """A column for each phase, the casts outlined, and what torch refused outlined heavily."""
+    """A column for each phase; casts are outlined, and what torch refused, or would have, is so heavily."""
     columns = tuple(dict.fromkeys(filter(None, (*trace.phases, trace.error_phase))))
     model = next((seen.module for seen in trace.ran if not seen.path), "")
     return to_html(
@@ -38,7 +39,8 @@ def _seen(trace: Trace, model: str) -> Iterator[Seen]:
         dtypes = Dtypes(ran.inputs, ran.weight, ran.compute, ran.autocast, ran.outputs)
         yield Seen(ran.path, ran.module, ran.phase, dtypes, count)
     for cast, count in trace.casts.items():
-        mark = Mark("cast", f"{cast.operation} {cast.operand}", cast.given, cast.to, f"by {cast.patch}")
+        kind, what = ("mismatch", f"{cast.operation} {cast.operand}") if cast.needed else ("cast", cast.operand)
+        mark = Mark(kind, what, cast.given, cast.to, f"by {cast.patch}", heavy=cast.needed)
         yield Seen(cast.path, cast.module, cast.phase, mark, count)
     if trace.error and trace.error_phase:
         path, _, message = trace.error.partition(": ")

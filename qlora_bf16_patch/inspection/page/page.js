@@ -1,7 +1,7 @@
 "use strict";
 const members = JSON.parse(document.getElementById("members").textContent);
 const body = document.querySelector("tbody");
-const filter = document.getElementById("filter"), marked = document.getElementById("marked");
+const filter = document.getElementById("filter"), mismatches = document.getElementById("heavy");
 const tip = document.getElementById("tip");
 const depth = row => Number(row.dataset.depth);
 const isMember = row => row.classList.contains("member");
@@ -54,14 +54,14 @@ function show() {
     const all = members[row.id.slice(1)] || [row.dataset.path];
     const whole = fits(row.dataset.path, row.dataset.class);
     const some = whole ? all : all.filter(path => fits(path, row.dataset.class));
-    if (!some.length || (marked.checked && !row.classList.contains("marked"))) continue;
+    if (!some.length || (mismatches.checked && !row.classList.contains("heavy"))) continue;
     found.add(row);
     modules += some.length;
     for (const above of around(row)) context.add(above);
     const count = row.querySelector(".count");
     if (count && (count.ariaExpanded === "true" || !whole)) unfold(row, some);
   }
-  const narrowed = words.length > 0 || marked.checked;
+  const narrowed = words.length > 0 || mismatches.checked;
   let closed = Infinity;
   for (const row of body.rows) {
     if (!isMember(row)) {
@@ -81,8 +81,8 @@ function tell(cell) {
   const numbers = cell && cell.querySelector(".numbers");
   tip.hidden = !numbers;
   if (!numbers) return;
-  tip.innerHTML = "";
-  tip.append(...[...numbers.children].map(line => line.cloneNode(true)));
+  tip.replaceChildren(...[...numbers.children].map(line => line.cloneNode(true)));
+  cell.setAttribute("aria-describedby", "tip");
   const at = cell.getBoundingClientRect(), size = tip.getBoundingClientRect();
   const below = at.bottom + 6 + size.height < innerHeight;
   tip.style.left = `${Math.max(8, Math.min(at.left, innerWidth - size.width - 8))}px`;
@@ -126,7 +126,7 @@ document.addEventListener("keydown", event => {
   if (event.key === "/" && document.activeElement !== filter) { event.preventDefault(); filter.focus(); }
 });
 filter.addEventListener("input", show);
-marked.addEventListener("change", show);
+mismatches.addEventListener("change", show);
 filter.form.addEventListener("submit", event => event.preventDefault());
 
 for (const row of body.rows) {
