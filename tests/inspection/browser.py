@@ -44,6 +44,7 @@ class Browser:
         """
         self.resize(width, height)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedVisionDeficiency", {"type": "none"})
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", **media, "features": features})
         self.messages(), self.requests()  # of the page before
         self.driver.get(file.absolute().as_uri())

@@ -1,9 +1,13 @@
 """The page of a trace, as a browser shows it."""
 
+import io
+import itertools
+import math
 import re
 
 import pytest
 import torch
+from PIL import Image
 
 import qlora_bf16_patch
 from qlora_bf16_patch.inspection import Trace
@@ -334,6 +338,18 @@ for (const element of document.body.querySelectorAll('*:not(script)')) {
 }
 return found;
 """
+
+
+def lab(colour):
+    """Of sRGB in CIE L*a*b*, where a distance is how different two colours look (D65; CIE 1976)."""
+    red, green, blue = (((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in colour)
+    x = (0.4124 * red + 0.3576 * green + 0.1805 * blue) / 0.9505
+    y = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    z = (0.0193 * red + 0.1192 * green + 0.9505 * blue) / 1.089
+    x, y, z = (v ** (1 / 3) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
 EVERY = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "nf4", "fp4", "int8", "float4_e2m1fn_x2")
 
 
@@ -363,6 +379,26 @@ def test_a_dtype_is_told_by_its_letters_too(shown):
     browser = shown(trace)
     chips = browser.run("return [...document.querySelectorAll('td .chip')].map(chip => chip.innerText)")
     assert len(set(chips)) == len(EVERY) and all(chips)
+
+
+@pytest.mark.parametrize("deficiency", ["none", "protanopia", "deuteranopia", "tritanopia"])
+def test_colours_are_told_apart_by_colour_blind_readers(shown, deficiency):
+    trace = Trace()
+    for dtype in EVERY:
+        trace.ran[Ran("head", "Linear", "training", (dtype,), None, None, None, ())] += 1
+    browser = shown(trace)
+    places = browser.run(
+        """return Object.fromEntries([...document.querySelectorAll('.legend .chip:not(.c-other)')].map(chip => {
+            const at = chip.getBoundingClientRect();
+            return [chip.className, [at.left + 4, at.top + 3]];
+        }))"""
+    )
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedVisionDeficiency", {"type": deficiency})
+    with Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())) as shot:
+        colours = {name: lab(shot.convert("RGB").getpixel((int(x), int(y)))) for name, (x, y) in places.items()}
+    assert len(colours) == 7
+    near = {pair: math.dist(*map(colours.get, pair)) for pair in itertools.combinations(colours, 2)}
+    assert {pair: distance for pair, distance in near.items() if distance < 12} == {}  # 2.3 is just noticeable
 
 
 @pytest.mark.parametrize("width", [1280, 390])

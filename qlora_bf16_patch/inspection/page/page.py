@@ -32,8 +32,8 @@ def to_html(
     columns: Sequence[str],
     *,
     title: str,
-    captions: Mapping[str, str | None],
-    meanings: Mapping[str, str],
+    captions: Mapping[str, str | None] | None = None,
+    meanings: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     never_ran: Sequence[str] = (),
 ) -> str:
@@ -45,7 +45,7 @@ def to_html(
         title: the page's heading.
         captions: dtype of the autocast that a column ran under, None for none; a module that ran under another says
             so. A column that is not among them is of modules that did not run.
-        meanings: what the kinds of marks mean.
+        meanings: what the kinds of marks mean, where no note says it.
         notes: sentences for the head of the page.
         never_ran: paths of modules that no call has reached.
     """
@@ -57,12 +57,12 @@ def to_html(
     return environment.from_string(_text("page.html")).render(
         title=title,
         columns=columns,
-        captions=captions,
+        captions=captions or {},
         rows=found,
         notes=notes,
         never_ran=never_ran,
         legend=sorted(_dtypes(found), key=list(_CHIPS).index),
-        marks=[(kind, meanings[kind], heavy) for kind, heavy in kinds],
+        marks=[(kind, (meanings or {}).get(kind), heavy) for kind, heavy in kinds],
         members={str(number): row.members for number, row in enumerate(found) if len(row.members) > 1},
         modules=sum(len(row.members) for row in found),
         css=Markup(_text("page.css")),
