@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import status
 from ..patches import CATALOGUE
+from .waiting import waiting
 
 
 def add(commands: Any) -> None:
@@ -30,11 +31,13 @@ def main(options: argparse.Namespace) -> int:
 def rows() -> list[dict[str, Any]]:
     """The patches' rows with every library imported, as a script would; a broken one is a reason, not a crash."""
     absent = {}
-    for patch in CATALOGUE:
-        try:
-            importlib.import_module(patch.module)
-        except Exception as error:
-            absent[patch.name] = f"{patch.module} cannot be imported: {type(error).__name__}: {error}"
+    with waiting(len(CATALOGUE)) as step:
+        for patch in CATALOGUE:
+            step(f"importing {patch.module}")
+            try:
+                importlib.import_module(patch.module)
+            except Exception as error:
+                absent[patch.name] = f"{patch.module} cannot be imported: {type(error).__name__}: {error}"
     found = [dataclasses.asdict(row) for row in status()]
     for row in found:
         if row["state"] == "pending" and row["name"] in absent:
