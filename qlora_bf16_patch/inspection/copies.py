@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,18 +45,22 @@ class Generate:
             return self.original(*args, **kwargs)
 
 
-@contextlib.contextmanager
-def clean_copies(module: torch.nn.Module) -> Iterator[None]:
-    """Copies and pickles of ``module`` that are made inside of it have no :class:`Hook` and no :class:`Generate`."""
+def keep_out_of_copies(module: torch.nn.Module) -> Callable[[], None]:
+    """From now on copies and pickles of ``module`` have no :class:`Hook` and no :class:`Generate`.
+
+    Returns:
+        What takes that back.
+    """
     own = module.__dict__.get(_REDUCE)
     module.__dict__[_REDUCE] = functools.partial(_reduced, module, own)
-    try:
-        yield
-    finally:
-        if own is None:
-            module.__dict__.pop(_REDUCE, None)
-        else:
-            module.__dict__[_REDUCE] = own
+    return functools.partial(_put_back, module, own)
+
+
+def _put_back(module: torch.nn.Module, own: Any) -> None:
+    if own is None:
+        module.__dict__.pop(_REDUCE, None)
+    else:
+        module.__dict__[_REDUCE] = own
 
 
 def _reduced(module: torch.nn.Module, own: Any, protocol: int) -> Any:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from .copies import Generate, Hook, clean_copies
+from .copies import Generate, Hook, keep_out_of_copies
 
 Entered = Callable[[str, torch.nn.Module, Any, Any], None]
 Left = Callable[[str, torch.nn.Module, Any], None]
+Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 @contextlib.contextmanager
@@ -24,14 +25,18 @@ def hooked(model: torch.nn.Module, entered: Entered, left: Left) -> Iterator[Non
     """
     with contextlib.ExitStack() as stack:
         for path, module in model.named_modules():
-            stack.enter_context(clean_copies(module))
-            before = module.register_forward_pre_hook(
-                Hook(functools.partial(entered, path)), prepend=True, with_kwargs=True
-            )
-            stack.callback(before.remove)
-            after = module.register_forward_hook(Hook(_after(left, path)), with_kwargs=True, always_call=True)
-            stack.callback(after.remove)
+            for undo in hook(path, module, entered, left):
+                stack.callback(undo)
         yield
+
+
+def hook(path: str, module: torch.nn.Module, entered: Entered, left: Left) -> Iterator[Callable[[], None]]:
+    """Put the hooks of :func:`hooked` into one module, and give what takes each of them out again."""
+    yield keep_out_of_copies(module)
+    before = Hook(functools.partial(entered, path))
+    yield module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove
+    after = Hook(_after(left, path))
+    yield module.register_forward_hook(after, with_kwargs=True, always_call=True).remove
 
 
 def _after(left: Left, path: str) -> Callable[..., None]:
@@ -42,18 +47,22 @@ def _after(left: Left, path: str) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def around_generate(
-    model: torch.nn.Module, around: Callable[[], contextlib.AbstractContextManager[Any]]
-) -> Iterator[None]:
+def around_generate(model: torch.nn.Module, around: Around) -> Iterator[None]:
     """Run each ``generate`` of ``model``, and of the models that it holds, inside of ``around()``."""
     with contextlib.ExitStack() as stack:
         for module in model.modules():
-            original = _generate_of(module)
-            if callable(original) and not isinstance(original, torch.nn.Module):
-                own = module.__dict__.get("generate")
-                stack.callback(_put_back, module, own)
-                module.__dict__["generate"] = Generate(original, own, around)
+            for undo in wrap_generate(module, around):
+                stack.callback(undo)
         yield
+
+
+def wrap_generate(module: torch.nn.Module, around: Around) -> Iterator[Callable[[], None]]:
+    """Run a module's ``generate`` inside of ``around()``, if it has one, and give what takes that back."""
+    original = _generate_of(module)
+    if callable(original) and not isinstance(original, torch.nn.Module):
+        own = module.__dict__.get("generate")
+        module.__dict__["generate"] = Generate(original, own, around)
+        yield functools.partial(_put_back, module, own)
 
 
 def _generate_of(module: torch.nn.Module) -> Any:
