@@ -30,12 +30,27 @@ READ = "dtype"  # the operation's name where a packed weight's dtype is read
 # Called at each cast with the innermost module around it, for as long as somebody looks (inspection/trace.py).
 Listener = Callable[[torch.nn.Module, "Cast"], None]
 listeners: list[Listener] = []
-_places: set[str] = set()
+_cast_in: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+_modules_cast = 0
 
 
 def modules_cast() -> int:
-    """In how many modules something was cast in this process, by their paths."""
-    return len(_places)
+    """In how many modules something was cast in this process, those that are gone included."""
+    return _modules_cast
+
+
+def forget_modules() -> None:
+    """Count from here on: in a process that was forked."""
+    global _modules_cast
+    _cast_in.clear()
+    _modules_cast = 0
+
+
+def _count(module: torch.nn.Module) -> None:
+    global _modules_cast
+    if module not in _cast_in:
+        _cast_in.add(module)
+        _modules_cast += 1
 
 
 class CastRefused(TypeError):
@@ -144,7 +159,7 @@ class Record:
         if self.strict():
             raise CastRefused(cast.refusal())
         _publish(module, cast)
-        _places.add(path)
+        _count(module)
         if what not in told:
             self.casts.setdefault(cast)
             self._told[module] = {*told, what}
@@ -169,12 +184,15 @@ def heard(
     Raises:
         CastRefused: in strict mode.
     """
-    if (listeners or patch.strict) and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return True
+    if listeners or patch.strict:
         root = here.root or [module, *modules_around()][-1]
         cast = _cast(path_of(module, root), module, func, operand, (given, to), patch.name)
         if patch.strict:
             raise CastRefused(cast.refusal())
         _publish(module, cast)
+    _count(module)
     return True
 
 
