@@ -1,12 +1,11 @@
 """``qlora-bf16-patch run PROGRAM ...``: an unmodified program, and every Python that it starts, with the shim on.
 
 This process becomes the program (``exec``), so its arguments, exit status, signals and streams are its own. The folder
-``bootstrap`` stands on ``PYTHONPATH`` meanwhile, and nothing is written anywhere.
+``bootstrap`` stands on ``PYTHONPATH`` meanwhile, and nothing is written but the trace that is asked for.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import signal
@@ -14,12 +13,15 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
-from . import _known
+from . import _known, at_end
 from .bootstrap import _qlora_bf16_patch_children as children
 from .engine.environment import MAIN, Environment
 from .patches import MOVED
+from .trace_file import prepared
 
 NOT_FOUND = 127  # as of a shell
+# Set for the program's processes alone: no variables of a user's.
+QUIET, TRACE = "_QLORA_BF16_PATCH_QUIET", "_QLORA_BF16_PATCH_TRACE"
 IGNORED = ("SIGPIPE", "SIGXFSZ")  # by Python (Python/pylifecycle.c); a program that is no Python would inherit it
 
 
@@ -37,9 +39,12 @@ def run(program: Sequence[str], environ: MutableMapping[str, str]) -> None:
     Raises:
         ProgramNotFoundError: there is no such file, and no such command on ``PATH`` or beside this Python.
         EnvironmentVariableError: a patch or a value in ``environ`` is not known.
+        TraceFileError: there is to be a trace, and it cannot be written.
     """
     command = command_of(program)
     Environment(environ, _known, MOVED)
+    if TRACE in environ:
+        environ[TRACE] = prepared(environ[TRACE])
     entries = [children.HERE, *filter(None, [environ.get("PYTHONPATH")])]
     environ["PYTHONPATH"] = os.pathsep.join(entries)
     children.watch("os.exec", (command[0], command, environ))
@@ -69,7 +74,13 @@ def command_of(program: Sequence[str]) -> list[str]:
 
 
 def variables(
-    environ: MutableMapping[str, str], enable: Sequence[str], disable: Sequence[str], strict: bool, log: str | None
+    environ: MutableMapping[str, str],
+    enable: Sequence[str] = (),
+    disable: Sequence[str] = (),
+    strict: bool = False,
+    log: str | None = None,
+    trace: str | None = None,
+    quiet: bool = False,
 ) -> None:
     """Set what the options ask for, beside what is set already."""
     for suffix, names in (("ENABLE", enable), ("DISABLE", disable)):
@@ -80,35 +91,14 @@ def variables(
         environ[f"{MAIN}_STRICT"] = "1"
     if log:
         environ[f"{MAIN}_LOG"] = log
+    if trace is not None:
+        environ[TRACE] = trace
+    if quiet:
+        environ[QUIET] = "1"
 
 
 def started() -> None:
     """Called in a process of the program, before its first library is imported."""
-    atexit.unregister(_tell)  # two threads may import their first library at once
-    atexit.register(_tell)
-
-
-def _tell() -> None:
-    """One line at the end: what was patched, and how many modules were cast."""
-    children.tell(summary())
-
-
-def summary() -> str:
-    """What the shim did in this process."""
-    from . import status
-
-    rows = status()
-    failed = [f"{row.name} is {row.state}: {row.reason}" for row in rows if row.state in ("failed", "shadowed")]
-    training = sys.modules.get("qlora_bf16_patch.numerics.training")
-    models = training.taken_in() if training else 0
-    if not models:
-        return "; ".join(["no k-bit model was seen here", *failed])
-    events = sys.modules.get("qlora_bf16_patch.watching.events")
-    modules = events.modules_cast() if events else 0
-    active = sum(row.state == "active" for row in rows)
-    words = [
-        f"{active} patches active",
-        f"{models} k-bit model{'s' * (models > 1)}",
-        f"casts in {modules} module{'s' * (modules != 1)}",
-    ]
-    return "; ".join([*words, *failed])
+    at_end.tell(quiet=QUIET in os.environ)
+    if TRACE in os.environ:
+        at_end.trace(os.environ[TRACE])

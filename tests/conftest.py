@@ -1,5 +1,7 @@
 from . import devices  # isort: skip  # before torch
 
+import textwrap
+
 import pytest
 
 from . import cpu  # noqa: F401
@@ -18,3 +20,15 @@ def pytest_collection_modifyitems(items):
 def _on_the_device():
     with devices.default():
         yield
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Writes a program's text to a file, and gives its path."""
+
+    def written(text, name="program.py"):
+        file = tmp_path / name
+        file.write_text(textwrap.dedent(text))
+        return file
+
+    return written

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,30 +13,13 @@ import pytest
 import qlora_bf16_patch
 from qlora_bf16_patch.patches import CATALOGUE
 
+from .starting import start
+
 PATCHED = "import torch, sys; print('qlora_bf16_patch' in sys.modules)"
 SEEN = """
 import json, os, sys
 print(json.dumps({"argv": sys.argv, "path": sys.path, "cwd": os.getcwd(), "name": __name__, "file": __file__}))
 """
-
-
-def start(*program, options=(), cwd=None, command=None, **environ):
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [environ.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]))
-    environ = os.environ | {"HF_HUB_OFFLINE": "1"} | environ
-    command = command or [sys.executable, "-m", "qlora_bf16_patch", "run", *options]
-    return subprocess.run(
-        [*command, *map(str, program)], capture_output=True, text=True, env=environ, cwd=cwd, timeout=300, input="in\n"
-    )
-
-
-@pytest.fixture
-def script(tmp_path):
-    def written(text, name="program.py"):
-        file = tmp_path / name
-        file.write_text(textwrap.dedent(text))
-        return file
-
-    return written
 
 
 def test_arguments_main_path_and_folder_are_the_programs_own(script, tmp_path):

@@ -9,8 +9,10 @@ from typing import Any
 
 from .. import EnvironmentVariableError, run
 from ..engine.environment import LEVELS
+from ..trace_file import TraceFileError
 
-USAGE = "qlora-bf16-patch run [--enable PATCH] [--disable PATCH] [--strict] [--log LEVEL] PROGRAM ..."
+USAGE = """\
+qlora-bf16-patch run [--enable PATCH] [--disable PATCH] [--strict] [--log LEVEL] [--trace FILE] [--quiet] PROGRAM ..."""
 
 
 def add(commands: Any) -> None:
@@ -22,6 +24,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--disable", action="append", default=[], metavar="PATCH", help="a name or glob; wins")
     parser.add_argument("--strict", action="store_true", help="raise where an operand would be cast")
     parser.add_argument("--log", choices=LEVELS, help="tell on stderr what is patched and cast")
+    parser.add_argument("--trace", metavar="FILE", help="write which dtypes the modules of its k-bit models met")
+    parser.add_argument("--quiet", action="store_true", help="tell at the end what went wrong alone")
     parser.set_defaults(main=main, error=parser.error)
 
 
@@ -29,12 +33,13 @@ def main(options: argparse.Namespace) -> int:
     if not options.program:
         options.error("which program? For example: train.py, -m lm_eval, trl sft")
     environ = dict(os.environ)
-    run.variables(environ, options.enable, options.disable, options.strict, options.log)
+    wanted = (options.enable, options.disable, options.strict, options.log, options.trace, options.quiet)
+    run.variables(environ, *wanted)
     try:
         run.run(options.program, environ)
     except (run.ProgramNotFoundError, OSError) as error:
         print(f"qlora-bf16-patch run: {error}", file=sys.stderr)
         return run.NOT_FOUND
-    except EnvironmentVariableError as error:
+    except (EnvironmentVariableError, TraceFileError) as error:
         options.error(str(error))
     return 0
