@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .inspection import Trace
+    from .inspection import Report, Trace
     from .inspection.assertions import Assertion
     from .inspection.expected import Wanted
 
@@ -41,6 +41,7 @@ __all__ = [
     "enabled",
     "guard",
     "register",
+    "report",
     "reset",
     "status",
     "strict",
@@ -165,6 +166,27 @@ def assert_dtypes(
 
     check(model, dtypes, compute, adapters)
     return Assertion(model, allow_casts)
+
+
+def report(model: torch.nn.Module) -> Report:
+    """Say which dtypes ``model`` holds and what to expect of them, without running or changing it.
+
+    Args:
+        model: one with bitsandbytes 4- or 8-bit layers.
+
+    Returns:
+        What :class:`qlora_bf16_patch.inspection.report.Report` is: rows, findings with advice, a table by ``print``.
+
+    Raises:
+        ValueError: the model has no bitsandbytes layer.
+        TypeError: it is no module.
+
+    Example:
+        >>> print(qlora_bf16_patch.report(model))  # doctest: +SKIP
+    """
+    from .inspection.report import report as _report
+
+    return _report(model, [_registry.installation(row.name) for row in status()])
 
 
 for _patch in _CATALOGUE:

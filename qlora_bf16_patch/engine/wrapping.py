@@ -127,7 +127,7 @@ def current(owner: Any, attribute: str) -> Any:
 
 def covers(owner: Any, attribute: str, layers: Iterable[Layer]) -> bool:
     """Whether a call of ``owner.attribute`` reaches one of the wrappers, perhaps through another party's function."""
-    return _reaches(current(owner, attribute), {layer.function for layer in layers}, owner)
+    return reaches([current(owner, attribute)], {layer.function for layer in layers}, owner)
 
 
 def outermost(function: Any, cls: type) -> Any:
@@ -192,10 +192,16 @@ def _forget(layer: Layer) -> None:
     layer.installation.layers.remove(layer)
 
 
-def _reaches(function: Any, wanted: Collection[Any], owner: Any) -> bool:
-    """Whether one of the wanted functions is the function, or is held where wrappers hold what they call."""
+def reaches(functions: Iterable[Any], wanted: Collection[Any], owner: Any) -> bool:
+    """Whether one of the wanted functions is among the functions, or is held where wrappers hold what they call.
+
+    Args:
+        functions: what a call of a method of ``owner`` may begin with.
+        wanted: the functions that are looked for.
+        owner: a class or a module.
+    """
     seen: list[Any] = []
-    waiting = [function]
+    waiting = list(functions)
     while wanted and waiting and len(seen) < 100:  # a bound, for the sake of chains that nobody meant
         function = waiting.pop()
         if any(function is one for one in wanted):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .assertions import DtypeAssertionError
+from .report import Report
 from .trace import Trace
 
 if TYPE_CHECKING:
     from .callback import AssertDtypes
 
-__all__ = ["AssertDtypes", "DtypeAssertionError", "Trace"]
+__all__ = ["AssertDtypes", "DtypeAssertionError", "Report", "Trace"]
 
 
 def __getattr__(name: str) -> type[AssertDtypes]:

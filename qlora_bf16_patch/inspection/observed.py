@@ -63,7 +63,7 @@ class CastSeen:
         )
 
 
-def to_row(seen: Ran | CastSeen, count: int) -> dict[str, Any]:
+def to_row(seen: Any, count: int) -> dict[str, Any]:
     """A row of JSON."""
     return {**dataclasses.asdict(seen), "count": count}
 

@@ -1,12 +1,13 @@
-"""A trace as a table, by rich where it is there."""
+"""What people look at as tables with remarks, by rich where it is there; and a trace as such ones."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..engine.tables import Section
 from .folding import folded, labels
 
 COLUMNS = ("module", "class", "input", "weight", "compute", "autocast", "output", "modules", "calls")
@@ -38,7 +39,7 @@ def tables(trace: Any) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
 
 def remarks(trace: Any) -> list[str]:
     """What is told beside the tables."""
-    told = [f"{row.seen.phase}: {_cast(row)}" for row in folded(trace.casts) if row.seen.needed]
+    told = casts(trace)
     told += [] if told or trace.error else ["Nothing was cast where torch would have raised."]
     told += _computed(trace)
     if trace.error:
@@ -61,6 +62,11 @@ def _computed(trace: Any) -> Iterator[str]:
         yield f"{seen.phase}: {modules} {seen.module} had {'its' if modules == 1 else 'their'} {what}"
 
 
+def casts(trace: Any) -> list[str]:
+    """A line for those casts without which torch would have raised, one for each that are alike."""
+    return [f"{row.seen.phase}: {_cast(row)}" for row in folded(trace.casts) if row.seen.needed]
+
+
 def _cast(row: Any) -> str:
     cast, modules = dataclasses.replace(row.seen, path=row.path), f"{row.modules} module{'s' * (row.modules > 1)}"
     return f"{cast}, {_times(row.count)} in {modules}"
@@ -72,14 +78,19 @@ def _times(count: int) -> str:
 
 def rich_table(trace: Any) -> Any:
     """A group of rich's tables."""
+    return as_rich(*trace.shown())
+
+
+def as_rich(sections: Iterable[Section], told: Iterable[str]) -> Any:
+    """Tables as a group of rich's, and what is told beside them."""
     from rich.console import Group
     from rich.table import Column, Table
     from rich.text import Text
 
     parts: list[Any] = []
-    for phase, rows in tables(trace):
-        table = Table(*(Column(name, overflow="fold") for name in COLUMNS), title=phase)
+    for title, columns, rows in sections:
+        table = Table(*(Column(name, overflow="fold") for name in columns), title=title)
         for row in rows:
             table.add_row(*(Text(word) for word in row))
         parts.append(table)
-    return Group(*parts, *(Text(line) for line in remarks(trace)))
+    return Group(*parts, *(Text(line) for line in told))

@@ -55,6 +55,12 @@ def models() -> list[torch.nn.Module]:
     return list(_models)
 
 
+def is_taken_in(module: torch.nn.Module) -> bool:
+    """Whether a model, or a copy of one, has a record that was made in this process."""
+    record: Any = module.__dict__.get(_RECORD)
+    return record is not None and "model" not in record and record["process"] == _PROCESS
+
+
 def see(module: torch.nn.Module, autocast: bool, values: Iterable[Any]) -> None:
     """A call of ``module``: where it is a training step's, its way is remembered; the last one counts.
 

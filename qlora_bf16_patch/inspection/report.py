@@ -1,0 +1,167 @@
+"""``qlora_bf16_patch.report(model)``: the dtypes that a model holds, and what to expect of them, without running it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..engine.tables import Section, Shown
+from ..hosts.bitsandbytes import is_kbit_model
+from .advice import program_in_use
+from .findings import find
+from .findings.finding import Finding, Looked
+from .folding import folded, labels
+from .held import Held, held_by
+from .observed import from_row, to_row
+from .table import as_rich
+
+if TYPE_CHECKING:
+    from ..engine.installation import Installation
+
+FORMAT = "qlora_bf16_patch report 1"
+COLUMNS = ("module", "class", "weight", "storage", "compute", "parameters", "trainable", "modules")
+
+
+class Report(Shown):
+    """What a model holds, and what is found in it. It keeps no tensor and no module.
+
+    Attributes:
+        model: the model's class.
+        program: the program in use, in whose words advice is given; None where none is known.
+        held: a row for each module with parameters of its own.
+        findings: what to expect, in the order in which it matters.
+        on_meta: how many parameters are meta tensors, which have dtypes and no values.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        program: str | None = None,
+        held: Sequence[Held] = (),
+        findings: Sequence[Finding] = (),
+        on_meta: int = 0,
+    ) -> None:
+        self.model, self.program, self.on_meta = model, program, on_meta
+        self.held, self.findings = tuple(held), tuple(findings)
+
+    def mismatches(self) -> list[Finding]:
+        """Those that the first call outside of autocast would find: of torch's own layers, and of adapters."""
+        return [finding for finding in self.findings if finding.kind == "mismatch"]
+
+    def spoken_mismatches(self) -> list[str]:
+        """Lines that tell of :meth:`mismatches`."""
+        return list(spoken(self.mismatches()))
+
+    def to_json(self, file: str | Path | None = None) -> str:
+        """The report as JSON, written to ``file`` if one is given."""
+        text = json.dumps(
+            {
+                "format": FORMAT,
+                "model": self.model,
+                "program": self.program,
+                "held": [to_row(one, 1) for one in self.held],
+                "findings": [to_row(one, 1) for one in self.findings],
+                "on_meta": self.on_meta,
+            },
+            indent=1,
+        )
+        if file is not None:
+            Path(file).write_text(text)
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> Report:
+        """A report from what :meth:`to_json` has returned, or from the file that it has written.
+
+        Raises:
+            ValueError: it is no report.
+            OSError: there is no such file.
+        """
+        is_text = isinstance(source, str) and source.lstrip().startswith("{")
+        try:
+            found: Any = json.loads(str(source) if is_text else Path(source).read_text())
+            if found["format"] != FORMAT:
+                raise ValueError(f"its format is {found['format']!r}")
+            return cls(
+                found["model"],
+                found["program"],
+                [from_row(Held, row)[0] for row in found["held"]],
+                [from_row(Finding, row)[0] for row in found["findings"]],
+                int(found["on_meta"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = "the text" if is_text else str(source)
+            raise ValueError(
+                f"{what} is no report: {type(error).__name__}: {error}. Report.to_json writes one."
+            ) from error
+
+    def shown(self) -> tuple[list[Section], list[str]]:
+        return [self._section()], self._told()
+
+    def __rich__(self) -> Any:
+        return as_rich(*self.shown())
+
+    def _section(self) -> Section:
+        shown = folded(dict.fromkeys(self.held, 1))
+        rows = [
+            (
+                label,
+                row.seen.module,
+                row.seen.weight or "",
+                row.seen.storage or "",
+                row.seen.compute or "",
+                ", ".join(row.seen.parameters),
+                ", ".join(row.seen.trainable),
+                str(row.modules),
+            )
+            for label, row in zip(labels(row.path for row in shown), shown, strict=True)
+        ]
+        return self.model, COLUMNS, rows
+
+    def _told(self) -> list[str]:
+        told = list(spoken(self.findings))
+        if self.on_meta:
+            told.append(
+                f"{self.on_meta} parameters are meta tensors: what is said of them is what they will be loaded as."
+            )
+        return told or ["Nothing to expect was found."]
+
+
+def spoken(findings: Sequence[Finding]) -> Iterator[str]:
+    """Lines: the places of each kind, what follows, and the advice once for all of them."""
+    groups: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        groups[finding.kind, finding.meaning, finding.advice].append(finding)
+    for (kind, meaning, advice), members in groups.items():
+        yield f"{kind}: {meaning}."
+        for row in folded(dict.fromkeys(members, 1)):
+            modules = f", in {row.modules} modules" if row.modules > 1 else ""
+            yield f"  {row.path or 'the model'} ({row.seen.module}): {row.seen.what}{modules}"
+        yield f"  Advice: {advice}."
+
+
+def report(model: torch.nn.Module, installations: Sequence[Installation] = ()) -> Report:
+    """See :func:`qlora_bf16_patch.report`.
+
+    Args:
+        model: one with 4- or 8-bit layers.
+        installations: what the patches have put in place.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"report takes a torch.nn.Module, and was given {type(model).__name__}: give the model itself, as "
+            "trainer.model."
+        )
+    if not is_kbit_model(model):
+        raise ValueError(
+            f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to report. Give the "
+            "model that was loaded with a BitsAndBytesConfig, or the one that PEFT has made of it."
+        )
+    looked = Looked(model, program_in_use(), installations)
+    on_meta = sum(parameter.is_meta for parameter in model.parameters())
+    return Report(type(model).__name__, looked.program, list(held_by(model)), list(find(looked)), on_meta)

@@ -1,0 +1,440 @@
+"""qlora_bf16_patch.report: what a model holds, and that what is expected of it happens when it runs."""
+
+import copy
+import functools
+import io
+import sys
+import types
+
+import bitsandbytes as bnb
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.hooks import ModelHook, add_hook_to_module
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft.utils.other import fsdp_auto_wrap_policy
+from rich.console import Console
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+import qlora_bf16_patch
+from benchmarks.models import qlora_script
+from qlora_bf16_patch.inspection import Report, advice
+from qlora_bf16_patch.inspection.findings import flattening
+
+from .. import devices
+from ..patches.conftest import Toy, linear4bit, lora_model, state
+from ..recipes.sweep.architectures import Language
+from ..recipes.sweep.families import LANGUAGE
+from ..recipes.sweep.recipes import peft_module_casting_to_bf16, prepared, save
+
+# PEFT's, at a model of transformers 5.23.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+HEAD, PROJ = "base_model.model.head", "base_model.model.proj"
+
+
+def findings(model, kind):
+    return [finding for finding in qlora_bf16_patch.report(model).findings if finding.kind == kind]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).to(BF16).save_pretrained(folder)
+    return folder
+
+
+def llama(checkpoint, prepare=None, cast=None, lora=None, **quantization):
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": BF16} | quantization
+    if not options.get("load_in_8bit"):
+        options["load_in_4bit"] = True
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, quantization_config=BitsAndBytesConfig(**options), dtype=BF16, device_map={"": devices.TYPE}
+    )
+    model = (prepare or (lambda model: model))(model)
+    lora = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"} | (lora or {})
+    model = get_peft_model(model, LoraConfig(**lora))
+    if cast:
+        cast(model)
+    return model.to(devices.TYPE).eval()
+
+
+kbit = functools.partial(prepare_model_for_kbit_training, use_gradient_checkpointing=False)
+PREPARATIONS = {
+    "plain": ({}, 0),
+    "PEFT's prepare": ({"prepare": kbit}, 0),
+    "qlora.py": ({"prepare": kbit, "cast": qlora_script}, 1),
+    "TRL": ({"prepare": kbit, "cast": peft_module_casting_to_bf16}, 1),
+    "qlora.py, 8 bits": ({"prepare": kbit, "cast": qlora_script, "load_in_8bit": True}, 1),
+    "plain, 8 bits": ({"load_in_8bit": True}, 0),
+    "qlora.py, DoRA": ({"prepare": kbit, "cast": qlora_script, "lora": {"use_dora": True}}, 1),
+    "head trained": ({"prepare": kbit, "cast": qlora_script, "lora": {"modules_to_save": ["lm_head"]}}, 1),
+}
+
+
+@pytest.mark.parametrize("preparation", PREPARATIONS)
+def test_what_the_first_generate_casts_is_what_was_expected(checkpoint, preparation):
+    options, count = PREPARATIONS[preparation]
+    model = llama(checkpoint, **options)
+    expected = {
+        (one.path, one.module, one.operation, one.given, one.to) for one in qlora_bf16_patch.report(model).mismatches()
+    }
+    ids = torch.arange(3, 9, device=devices.TYPE)[None]
+    with qlora_bf16_patch.trace(model) as trace:
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)
+    assert expected == {(one.path, one.module, one.operation, one.given, one.to) for one in trace.mismatches()}
+    assert len(expected) == count
+
+
+# Its layers register their norms last, and its routers are no layers of torch's.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # PEFT's as well
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")  # PEFT's, on fused experts
+@pytest.mark.parametrize("recipe", ["kbit", "qlora", "norms32", "heads"])
+def test_a_router_of_a_models_own_is_told_as_possible(tmp_path, recipe):
+    mixtral = Language("MixtralForCausalLM", LANGUAGE, "CAUSAL_LM")
+    save(mixtral, tmp_path)
+    model = prepared(mixtral, tmp_path, recipe).eval()
+    report = qlora_bf16_patch.report(model)
+    told = {one.path for one in report.findings if one.kind == "possible mismatch"}
+    with qlora_bf16_patch.trace(model) as trace, torch.no_grad():
+        model(**mixtral.inputs())
+    cast = {one.path for one in trace.mismatches()}
+    routers = {path for path in cast if ".gate." in path}
+    assert len(routers) == (0 if recipe in ("kbit", "heads") else 2)
+    assert routers <= told
+    assert {one.path for one in report.mismatches()} == cast - routers
+
+
+def test_adapters_of_two_dtypes_are_a_mismatch_where_the_second_product_is():
+    model = lora_model()
+    model.get_base_model().proj.lora_B["default"].to(BF16)
+    (found,) = qlora_bf16_patch.report(model).mismatches()
+    assert (found.path, found.given, found.to) == (f"{PROJ}.lora_B.default", "float32", "bfloat16")
+    with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match="dtype"):
+        with qlora_bf16_patch.trace(model) as trace:
+            model(torch.randn(2, 64).to(BF16))
+    assert trace.error.startswith(f"{found.path}: ")
+    model.disable_adapter_layers()
+    assert not qlora_bf16_patch.report(model).mismatches()
+
+
+class Normed(Toy):
+    """A norm of a model's own in front of a head."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.embed_tokens, self.norm = nn.Embedding(8, 64, dtype=BF16), norm
+        self.head = self._modules.pop("head")
+
+    def forward(self, ids):
+        return self.head(self.norm(self.proj(self.embed_tokens(ids))))
+
+
+class Norm(nn.Module):
+    def __init__(self, gives_back):
+        super().__init__()
+        self.weight, self.gives_back = nn.Parameter(torch.ones(64)), gives_back
+        self.register_buffer("called", torch.zeros(()))
+
+    def forward(self, x):
+        self.called += 1  # in place
+        y = self.weight * x
+        return y.to(x.dtype) if self.gives_back else y
+
+
+@pytest.mark.parametrize("gives_back", [True, False])
+def test_a_norm_of_a_models_own_is_asked_what_it_gives_and_not_called(gives_back):
+    model = lora_model(toy=Normed(Norm(gives_back)))
+    expected = [one.path for one in qlora_bf16_patch.report(model).mismatches()]
+    norm = model.get_base_model().norm
+    assert norm.called == 0
+    with qlora_bf16_patch.trace(model) as trace, torch.no_grad():
+        model(torch.arange(8))
+    assert norm.called
+    assert expected == [one.path for one in trace.mismatches()] == ([] if gives_back else [HEAD])
+
+
+def test_it_runs_nothing_and_changes_nothing():
+    model = lora_model()
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
+    before, attributes = state(model), {path: dict(vars(module)) for path, module in model.named_modules()}
+    report = qlora_bf16_patch.report(model)
+    assert report.held
+    after = state(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name][2], after[name][2]) for name in before)
+    assert attributes == {path: dict(vars(module)) for path, module in model.named_modules()}
+
+
+def test_rows_say_what_a_module_holds():
+    toy = Toy()
+    toy.proj = bnb.nn.Linear4bit(64, 64, compute_dtype=BF16, quant_type="nf4", quant_storage=BF16).to(devices.TYPE)
+    rows = {row.path: row for row in qlora_bf16_patch.report(lora_model(toy=toy)).held}
+    base = rows[f"{PROJ}.base_layer"]
+    assert (base.weight, base.storage, base.compute) == ("nf4", "bfloat16", "bfloat16")
+    assert (base.parameters, base.trainable) == (("float32",), ())  # the bias
+    assert rows[f"{PROJ}.lora_A.default"].trainable == ("float32",)
+    assert rows[HEAD].parameters == ("bfloat16",)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, None])
+def test_a_compute_dtype_that_was_left_is_told(dtype):
+    found = findings(lora_model(compute_dtype=dtype), "compute dtype")
+    assert [one.path for one in found] == ([] if dtype == BF16 else [f"{PROJ}.base_layer"])
+    assert all(("float32" in one.what) == (dtype is F32) for one in found)
+
+
+@pytest.mark.cpu("a GradScaler's kernels")
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_a_grad_scaler_refuses_what_is_told(dtype):
+    model = lora_model(adapter_dtype=dtype)
+    found = findings(model, "GradScaler")
+    paths = [f"{PROJ}.lora_A.default", f"{PROJ}.lora_B.default"]
+    assert [one.path for one in found] == ([] if dtype == F32 else paths)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(weights)
+    scaler.scale(sum(weight.float().sum() for weight in weights)).backward()
+    if dtype == F16:
+        with pytest.raises(ValueError, match="Attempting to unscale FP16 gradients"):
+            scaler.unscale_(optimizer)
+        assert "Attempting to unscale FP16 gradients" in found[0].meaning
+    else:
+        scaler.unscale_(optimizer)  # of bfloat16 it is CUDA's kernel that is not there
+        assert dtype == F32 or "on CUDA" in found[0].meaning
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.cpu("gloo")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FSDP1's, on what one rank shards
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"bnb_4bit_quant_storage": BF16}, None),
+        ({}, "Cannot flatten integer dtype tensors"),
+        ({"bnb_4bit_quant_storage": BF16, "prepare": kbit}, "Must flatten tensors with uniform dtype"),
+        ({"bnb_4bit_quant_storage": BF16, "prepare": kbit, "cast": qlora_script}, "Must flatten tensors with uniform"),
+    ],
+)
+def test_fsdp1_refuses_what_is_told(checkpoint, one_rank, options, said):
+    model = llama(checkpoint, **options)
+    found = findings(model, "FSDP1")
+    wrap = functools.partial(
+        FullyShardedDataParallel,
+        auto_wrap_policy=fsdp_auto_wrap_policy(model),
+        use_orig_params=True,
+        device_id=torch.device("cpu"),
+    )
+    if said is None:
+        assert not found
+        wrap(model)
+        return
+    assert said in next(one.meaning for one in found if ".layers." in one.path)
+    with pytest.raises(ValueError, match=said):
+        wrap(model)
+
+
+def test_the_units_hold_each_parameter_once(checkpoint):
+    model = llama(checkpoint, prepare=kbit)
+    units = list(flattening.units(model))
+    assert units[-1][:2] == ("", model)
+    held = [id(parameter) for *_, parameters in units for _, parameter in parameters]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+
+
+def test_a_forward_that_accelerate_kept_from_before_the_patch_is_told_until_guard_mends_it():
+    model = Toy()
+    qlora_bf16_patch.uninstall()
+    try:
+        add_hook_to_module(model.proj, ModelHook())
+    finally:
+        qlora_bf16_patch.reset()
+    (found,) = findings(model, "bypassed")
+    assert (found.path, found.module) == ("proj", "Linear4bit")
+    assert "_old_forward" in found.what
+    assert "bitsandbytes.linear4bit" in found.meaning
+    assert "guard(model)" in found.advice
+    qlora_bf16_patch.guard(model)
+    assert not findings(model, "bypassed")
+
+
+def test_accelerates_hook_over_a_patched_forward_is_no_bypass():
+    model = lora_model()
+    for module in list(model.modules()):
+        add_hook_to_module(module, ModelHook())
+    assert not findings(model, "bypassed")
+
+
+class Overrides(bnb.nn.Linear4bit):
+    def forward(self, x):
+        return x
+
+
+class CallsSuper(bnb.nn.Linear4bit):
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("cls", [Overrides, CallsSuper])
+def test_a_subclass_with_a_forward_of_its_own_is_told_where_it_leaves_out_the_patched_one(cls):
+    model = Toy()
+    model.proj.__class__ = cls
+    assert [one.path for one in findings(model, "bypassed")] == (["proj"] if cls is Overrides else [])
+
+
+@pytest.mark.parametrize("attribute", ["proj", "head"])
+def test_another_partys_forward_on_an_object_is_told(attribute):
+    model = lora_model()
+    part = model.get_submodule(f"base_model.model.{attribute}")
+    before = part.forward
+    part.forward = lambda x: before(x)
+    assert not findings(model, "bypassed")  # it calls ours
+    part.forward = types.MethodType(lambda self, x: x, part)
+    (found,) = findings(model, "bypassed")
+    assert found.path == f"base_model.model.{attribute}"
+    assert "was put on this object" in found.what
+
+
+def test_a_replaced_class_method_is_told(monkeypatch):
+    model = lora_model()
+    monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: x)
+    assert [one.path for one in findings(model, "bypassed")] == [f"{PROJ}.base_layer"]
+    with qlora_bf16_patch.disabled("bitsandbytes.linear4bit"):
+        assert not findings(model, "bypassed")
+
+
+def test_what_was_not_taken_in_is_told_until_it_is_guarded():
+    model = Toy()
+    (found,) = findings(model, "unguarded")
+    assert found.path == ""
+    qlora_bf16_patch.guard(model)
+    assert not findings(model, "unguarded")
+    assert not findings(copy.deepcopy(model), "unguarded")
+
+
+def test_a_module_around_a_model_that_was_taken_in_is_told():
+    class Policy(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.value = model, nn.Linear(8, 1)
+
+    policy = Policy(lora_model())
+    assert [one.path for one in findings(policy, "unguarded")] == ["value"]
+    assert not findings(policy.model.get_base_model().proj, "unguarded")  # a part of what was taken in
+    qlora_bf16_patch.guard(policy)
+    assert not findings(policy, "unguarded")
+
+
+def test_a_shim_that_is_off_is_told():
+    model = lora_model()
+    with qlora_bf16_patch.disabled("peft.boundary"):
+        (found,) = findings(model, "unguarded")
+    assert "peft.boundary is not at work" in found.what
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("trl", "--dtype bfloat16"),
+        ("llamafactory", "bf16: true"),
+        ("lm_eval", "bnb_4bit_compute_dtype=bfloat16"),
+        ("axolotl", "bnb_config_kwargs"),
+        ("swift", "--bnb_4bit_compute_dtype bfloat16"),
+        (None, "BitsAndBytesConfig"),
+    ],
+)
+def test_advice_is_in_the_words_of_the_program_in_use(monkeypatch, program, words):
+    for name in advice.PROGRAMS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "argv", [f"/usr/bin/{advice.PROGRAMS[program][-1]}" if program else "train.py"])
+    report = qlora_bf16_patch.report(lora_model(compute_dtype=F32))
+    assert report.program == program
+    (found,) = (one for one in report.findings if one.kind == "compute dtype")
+    assert words in found.advice
+
+
+def test_a_program_is_known_by_its_package_and_the_one_that_imports_the_other_stands_before_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    for name in advice.PROGRAMS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert advice.program_in_use() is None
+    monkeypatch.setitem(sys.modules, "trl", types.ModuleType("trl"))
+    assert advice.program_in_use() == "trl"
+    monkeypatch.setitem(sys.modules, "llamafactory", types.ModuleType("llamafactory"))
+    assert advice.program_in_use() == "llamafactory"
+
+
+def test_it_goes_to_json_and_back(tmp_path, checkpoint):
+    report = qlora_bf16_patch.report(llama(checkpoint, prepare=kbit, cast=qlora_script))
+    assert report.mismatches()
+    file = tmp_path / "report.json"
+    for again in (Report.from_json(report.to_json(file)), Report.from_json(file), Report.from_json(str(file))):
+        assert (again.held, again.findings) == (report.held, report.findings)
+        assert str(again) == str(report)
+
+
+@pytest.mark.parametrize("text", ["{}", "{not json", "[]", '{"format": "another"}', '{"format": 1, "held": 2}'])
+def test_what_is_no_report_is_told(text, tmp_path):
+    file = tmp_path / "other.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json is no report"):
+        Report.from_json(file)
+    with pytest.raises(FileNotFoundError):
+        Report.from_json(tmp_path / "none.json")
+
+
+def test_layers_that_are_alike_are_one_row_and_one_finding(checkpoint):
+    report = qlora_bf16_patch.report(llama(checkpoint, prepare=kbit, cast=qlora_script))
+    output = io.StringIO()
+    Console(file=output, width=300).print(report)
+    for text in (str(report), output.getvalue()):
+        assert "layers.[0-1]" in text
+        assert "layers.0" not in text
+        assert "(LlamaDecoderLayer): its parameters are uint8" in text
+        assert text.count("base_model.model.lm_head (Linear): it is given float32 hidden states") == 1
+        assert text.count("Advice: ") == len({(one.kind, one.meaning, one.advice) for one in report.findings})
+
+
+def test_a_model_of_which_nothing_is_to_be_said():
+    toy = Toy(bias=False)
+    with devices.on_cpu():
+        layer = bnb.nn.Linear4bit(64, 64, bias=False, compute_dtype=BF16, quant_type="nf4", quant_storage=F32)
+    toy.proj = layer.to(devices.TYPE)
+    toy.head.float()
+    report = qlora_bf16_patch.report(lora_model(toy=toy))
+    assert not report.findings
+    assert str(report).endswith("Nothing to expect was found.")
+
+
+def test_meta_tensors_are_told():
+    with torch.device("meta"):
+        model = nn.Sequential(bnb.nn.Linear4bit(64, 64, compute_dtype=BF16), nn.LayerNorm(64), nn.Linear(64, 8))
+    report = qlora_bf16_patch.report(model.to(BF16))
+    assert "6 parameters are meta tensors" in str(report)
+    assert {row.path: row.weight for row in report.held}["2"] == "bfloat16"
+
+
+def test_a_model_without_a_quantized_layer_and_what_is_no_module_are_told():
+    with pytest.raises(ValueError, match="Linear has no bitsandbytes 4- or 8-bit layer"):
+        qlora_bf16_patch.report(nn.Linear(2, 2))
+    for other in (None, types.SimpleNamespace(model=linear4bit())):
+        with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module"):
+            qlora_bf16_patch.report(other)
