@@ -23,7 +23,7 @@ from .differences import Difference, differences
 from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
 from .hooks import around_generate, hooked
 from .observed import CastSeen, Ran, from_row, to_row
-from .table import COLUMNS, remarks, rich_table, tables
+from .table import COLUMNS, casts, remarks, rich_table, tables
 
 FORMAT = "qlora_bf16_patch trace 1"
 _PHASE = "_qlora_bf16_patch_phase"  # an attribute of an error that passes through a module
@@ -123,6 +123,10 @@ class Trace(Shown):
     def mismatches(self) -> list[CastSeen]:
         """The casts without which the model would have raised."""
         return [cast for cast in self.casts if cast.needed]
+
+    def spoken_mismatches(self) -> list[str]:
+        """Lines that tell of :meth:`mismatches`, one for those that are alike."""
+        return casts(self)
 
     def compare(
         self, left: str | None = None, right: str | None = None, other: Trace | None = None

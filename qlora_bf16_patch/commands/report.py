@@ -1,0 +1,42 @@
+"""``report``: a trace or a report that was written to a file, as a table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("report", help="what a trace or a report in a file says")
+    parser.add_argument("file", metavar="FILE", help="what Trace.to_json, Report.to_json or `run --trace` has written")
+    parser.add_argument("--mismatches", action="store_true", help="what torch refuses outside of autocast, alone")
+    parser.set_defaults(main=main)
+
+
+def main(options: argparse.Namespace) -> int:
+    from ..inspection.files import read  # loads torch
+
+    try:
+        found = read(options.file)
+    except (ValueError, OSError) as error:
+        print(f"qlora-bf16-patch report: {error}", file=sys.stderr)
+        return 2
+    if options.mismatches:
+        print("\n".join(found.spoken_mismatches()) or "No mismatch.")
+    else:
+        _show(found)
+    return 0
+
+
+def _show(found: Any) -> None:
+    """By rich on a terminal, where it is there; a pipe is given plain lines, which are not folded."""
+    if sys.stdout.isatty():
+        try:
+            from rich import print as rich_print
+        except ImportError:
+            pass
+        else:
+            rich_print(found)
+            return
+    print(found)
