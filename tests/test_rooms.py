@@ -18,7 +18,25 @@ ROOMS = {
     "watching": ({"numerics"}, {"torch"}),
     "inspection": ({"engine", "numerics", "hosts", "watching"}, {"torch", "rich", "jinja2", "markupsafe"}),
     "patches": ({"engine", "numerics", "hosts", "watching"}, {"torch"}),
-    "commands": ({"engine", "inspection", "patches", "run", "trace_file", *qlora_bf16_patch.__all__}, {"rich"}),
+    "defects": (set(), {"torch", *HOSTS}),
+    "doctor": (
+        {
+            "engine",
+            "watching",
+            "patches",
+            "defects",
+            "run",
+            "bootstrap",
+            "_registry",
+            "__version__",
+            *qlora_bf16_patch.__all__,
+        },
+        {"torch", "packaging"},
+    ),
+    "commands": (
+        {"engine", "inspection", "patches", "doctor", "run", "trace_file", *qlora_bf16_patch.__all__},
+        {"rich"},
+    ),
 }
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 

@@ -37,6 +37,8 @@ class Patch:
         tested: the newest version of the distribution that was tested. A newer one is patched, and the status says so.
         default: whether the patch is on where nobody decided.
         reports: upstream threads that it answers, ``owner/repo#N``.
+        promises: what it makes true, as checks that can be run without it: ``"module:function"``, which returns
+            :class:`qlora_bf16_patch.defects.promise.Promise` objects. Only ``doctor`` and the tests look it up.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Patch:
     tested: str = ""
     default: bool = True
     reports: tuple[str, ...] = ()
+    promises: str = ""
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:

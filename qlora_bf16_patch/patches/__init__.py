@@ -27,11 +27,16 @@ def _here(function: str) -> str:
     return f"{__name__}.{function}"
 
 
+def _defect(function: str) -> str:
+    return f"qlora_bf16_patch.defects.{function}"
+
+
 CATALOGUE: tuple[Patch, ...] = (
     Patch(
         name="bitsandbytes.linear4bit",
         attribute="Linear4bit.forward",
         load=_here("linear4bit:forward"),
+        promises=_defect("layers:linear4bit"),
         summary="4-bit layers compute in their configured dtype, give back the input's, and never write to the bias",
         reports=("bitsandbytes-foundation/bitsandbytes#1623", "bitsandbytes-foundation/bitsandbytes#1662"),
         **_BNB,
@@ -40,6 +45,7 @@ CATALOGUE: tuple[Patch, ...] = (
         name="bitsandbytes.linear8bit",
         attribute="Linear8bitLt.forward",
         load=_here("linear8bit:forward"),
+        promises=_defect("layers:linear8bit"),
         summary="8-bit layers give back the input's dtype outside of autocast, and never write to the bias",
         reports=("huggingface/peft#101", "huggingface/peft#874"),
         **_BNB,
@@ -48,6 +54,7 @@ CATALOGUE: tuple[Patch, ...] = (
         name="peft.lora.linear4bit",
         attribute="Linear4bit.forward",
         load=_here("lora:forward"),
+        promises=_defect("adapters:lora4bit"),
         summary="LoRA on 4-bit layers evaluates outside of autocast as it trained, and gives back the input's dtype",
         reports=("huggingface/peft#1515", "huggingface/peft#1172"),
         **_LORA,
@@ -56,6 +63,7 @@ CATALOGUE: tuple[Patch, ...] = (
         name="peft.lora.linear8bit",
         attribute="Linear8bitLt.forward",
         load=_here("lora:forward"),
+        promises=_defect("adapters:lora8bit"),
         summary="LoRA on 8-bit layers evaluates outside of autocast as it trained, and gives back the input's dtype",
         reports=("huggingface/peft#101", "huggingface/peft#121", "huggingface/peft#874"),
         **_LORA,
@@ -63,6 +71,7 @@ CATALOGUE: tuple[Patch, ...] = (
     Patch(
         name="peft.tuners",
         load=_here("tuners:inject_adapter"),
+        promises=_defect("adapters:tuners"),
         summary="PEFT's other methods on 4- and 8-bit layers evaluate as they trained, and give back the input's dtype",
         **_INJECTION,
     ),
@@ -71,6 +80,7 @@ CATALOGUE: tuple[Patch, ...] = (
         module="peft.peft_model",
         attribute=("peft.tuners.tuners_utils:BaseTuner.inject_adapter", "PeftModel.add_adapter"),
         load=_here("boundary:take_in_after"),
+        promises=_defect("models:boundary"),
         summary="all else in a k-bit model, attention included, takes operands of different floating dtypes",
         **gate("peft"),
         reports=(
@@ -86,6 +96,7 @@ CATALOGUE: tuple[Patch, ...] = (
         # A PEFT model's and a tuner's generate end in the base model's, which is this one.
         attribute="GenerationMixin.generate",
         load=_here("generate:generate"),
+        promises=_defect("models:generate"),
         summary="generate() of a k-bit model runs under autocast in its compute dtype: every operation as in training",
         **gate("transformers"),
         default=False,
@@ -96,6 +107,7 @@ CATALOGUE: tuple[Patch, ...] = (
         name="bitsandbytes.autocast_output",
         attribute=("Linear4bit.forward", "Linear8bitLt.forward"),
         load=_here("autocast_output:forward"),
+        promises=_defect("outputs:kbit"),
         summary="under autocast 4- and 8-bit layers give back autocast's dtype, as nn.Linear does",
         default=False,
         reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336"),
@@ -105,6 +117,7 @@ CATALOGUE: tuple[Patch, ...] = (
         name="peft.lora.autocast_output",
         attribute=("Linear4bit.forward", "Linear8bitLt.forward"),
         load=_here("autocast_output:forward"),
+        promises=_defect("outputs:lora_layers"),
         summary="under autocast LoRA on 4- and 8-bit layers gives back autocast's dtype, as nn.Linear does",
         default=False,
         reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336"),
@@ -113,6 +126,7 @@ CATALOGUE: tuple[Patch, ...] = (
     Patch(
         name="peft.tuners.autocast_output",
         load=_here("autocast_output:inject_adapter"),
+        promises=_defect("outputs:tuners"),
         summary="under autocast PEFT's other methods on 4- and 8-bit layers give back autocast's dtype",
         default=False,
         **_INJECTION,
