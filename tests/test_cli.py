@@ -45,6 +45,25 @@ def test_the_table_shows_name_state_reason_decider_and_version():
     ]
 
 
+def check(**options):
+    return run("-m", "qlora_bf16_patch", "status", "--check", **options)
+
+
+def test_checked_its_exit_status_is_0_only_where_what_is_on_is_in_place(tmp_path):
+    result = check()
+    assert result.returncode == 0
+    assert "qlora-bf16-patch status" not in result.stderr
+    assert "peft.boundary" in result.stdout
+    result = check(QLORA_BF16_PATCH="off")
+    assert result.returncode == 1
+    assert "every patch is switched off, by environment (QLORA_BF16_PATCH): nothing is mended" in result.stderr
+    (tmp_path / "bitsandbytes").mkdir()
+    (tmp_path / "bitsandbytes" / "__init__.py").write_text(BROKEN)
+    result = check(path=tmp_path)
+    assert result.returncode == 1
+    assert "bitsandbytes.linear4bit is failed: bitsandbytes.nn.modules cannot be imported: OSError" in result.stderr
+
+
 def test_the_console_script_is_the_same():
     script = os.path.join(os.path.dirname(sys.executable), "qlora-bf16-patch")
     result = subprocess.run([script, "status", "--json"], capture_output=True, text=True, timeout=300)

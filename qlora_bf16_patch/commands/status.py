@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib
 import json
+import sys
 from typing import Any
 
-from .. import status
-from ..patches import CATALOGUE
-from .waiting import waiting
+from ..doctor.rows import problems, with_everything_imported
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("status", help="a table of the patches")
     parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument(
+        "--check", action="store_true", help="exit status 1 where a patch that is on is not in place, or none is on"
+    )
     parser.set_defaults(main=main)
 
 
 def main(options: argparse.Namespace) -> int:
-    found = rows()
+    found = with_everything_imported()
     if options.json:
         print(json.dumps(found, indent=2))
     else:
         _table(found)
-    return 0
-
-
-def rows() -> list[dict[str, Any]]:
-    """The patches' rows with every library imported, as a script would; a broken one is a reason, not a crash."""
-    absent = {}
-    with waiting(len(CATALOGUE)) as step:
-        for patch in CATALOGUE:
-            step(f"importing {patch.module}")
-            try:
-                importlib.import_module(patch.module)
-            except Exception as error:
-                absent[patch.name] = f"{patch.module} cannot be imported: {type(error).__name__}: {error}"
-    found = [dataclasses.asdict(row) for row in status()]
-    for row in found:
-        if row["state"] == "pending" and row["name"] in absent:
-            row["state"], row["reason"] = "failed", absent[row["name"]]
-    return found
+    wrong = problems(found) if options.check else []
+    for sentence in wrong:
+        print(f"qlora-bf16-patch status: {sentence}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
