@@ -13,16 +13,16 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
-from . import _known, at_end
+from . import _known, at_end, trace_file
 from .bootstrap import _qlora_bf16_patch_children as children
 from .engine.environment import MAIN, Environment
 from .patches import MOVED
-from .trace_file import prepared
 
 NOT_FOUND = 127  # as of a shell
 # Set for the program's processes alone: no variables of a user's.
 QUIET, TRACE = "_QLORA_BF16_PATCH_QUIET", "_QLORA_BF16_PATCH_TRACE"
 IGNORED = ("SIGPIPE", "SIGXFSZ")  # by Python (Python/pylifecycle.c); a program that is no Python would inherit it
+REPORTS = "_QLORA_BF16_PATCH_REPORTS"  # a folder that `doctor PROGRAM` collects from; no variable of the user's
 
 
 class ProgramNotFoundError(ValueError):
@@ -41,12 +41,9 @@ def run(program: Sequence[str], environ: MutableMapping[str, str]) -> None:
         EnvironmentVariableError: a patch or a value in ``environ`` is not known.
         TraceFileError: there is to be a trace, and it cannot be written.
     """
-    command = command_of(program)
-    Environment(environ, _known, MOVED)
+    command = prepared(program, environ)
     if TRACE in environ:
-        environ[TRACE] = prepared(environ[TRACE])
-    entries = [children.HERE, *filter(None, [environ.get("PYTHONPATH")])]
-    environ["PYTHONPATH"] = os.pathsep.join(entries)
+        environ[TRACE] = trace_file.prepared(environ[TRACE])
     children.watch("os.exec", (command[0], command, environ))
     for name in IGNORED:
         if hasattr(signal, name):
@@ -54,6 +51,15 @@ def run(program: Sequence[str], environ: MutableMapping[str, str]) -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed before the start
         stream.flush()
     os.execve(command[0], command, dict(environ))
+
+
+def prepared(program: Sequence[str], environ: MutableMapping[str, str]) -> list[str]:
+    """The command that is executed, and ``environ`` made such that it has the shim on. Errors as of :func:`run`."""
+    command = command_of(program)
+    Environment(environ, _known, MOVED)
+    entries = [children.HERE, *filter(None, [environ.get("PYTHONPATH")])]
+    environ["PYTHONPATH"] = os.pathsep.join(entries)
+    return command
 
 
 def command_of(program: Sequence[str]) -> list[str]:
@@ -102,3 +108,7 @@ def started() -> None:
     at_end.tell(quiet=QUIET in os.environ)
     if TRACE in os.environ:
         at_end.trace(os.environ[TRACE])
+    if os.environ.get(REPORTS):
+        from .doctor import process
+
+        process.started(os.environ[REPORTS])

@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import report, run, status
+from . import doctor, report, run, status
 from .program import Parser
 
 # Each has ``add(commands)``, which adds its parser, with the function that runs it as the default of ``main``.
-COMMANDS = (status, report, run)
+COMMANDS = (status, doctor, report, run)
 
 
 def parser() -> argparse.ArgumentParser:

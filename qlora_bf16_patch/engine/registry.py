@@ -139,6 +139,11 @@ class Registry:
             for patch, state, reason, by, notes in rows
         )
 
+    def patches(self) -> list[Patch]:
+        """Every patch, in the order in which they were registered."""
+        with LOCK:
+            return [entry.patch for entry in self._entries.values()]
+
     def installation(self, name: str) -> Installation:
         """What the patch ``name`` has put in place."""
         return self._entries[name].installation
