@@ -164,6 +164,7 @@ def assert_dtypes(
     """
     from .inspection.assertions import Assertion, check
 
+    __tracebackhide__ = True
     check(model, dtypes, compute, adapters)
     return Assertion(model, allow_casts)
 

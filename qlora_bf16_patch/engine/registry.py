@@ -95,7 +95,10 @@ class Registry:
 
     @contextlib.contextmanager
     def strict(self) -> Iterator[None]:
-        """Patches raise inside the block where they would have cast, for the whole process. Blocks may overlap."""
+        """Patches raise inside the block where they would have cast what torch refuses, for the whole process.
+
+        The error names the module's path, the operation, its dtypes and what to do. Blocks may overlap.
+        """
         with LOCK:
             self._strict_blocks += 1
             for entry in self._entries.values():

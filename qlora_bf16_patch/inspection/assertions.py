@@ -47,6 +47,7 @@ def check(
     adapters: Wanted | None = None,
 ) -> None:
     """Look at a model, which is not run; arguments and errors are those of :func:`qlora_bf16_patch.assert_dtypes`."""
+    __tracebackhide__ = True  # pytest shows the line that asserts, as with torch.testing.assert_close
     name = type(model).__name__
     if not is_kbit_model(model):
         raise ValueError(
@@ -66,8 +67,9 @@ def refuse_casts(casts: Counter[CastSeen], model: torch.nn.Module, when: str) ->
     Raises:
         DtypeAssertionError: it lists them.
     """
+    __tracebackhide__ = True
     if casts:
-        _fail(f"{type(model).__name__} was cast {when}, where torch would have raised:", casts, [ADVICE])
+        _fail(f"Operands were cast in {type(model).__name__} {when}, where torch would have raised:", casts, [ADVICE])
 
 
 class Assertion:
@@ -95,6 +97,7 @@ class Assertion:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        __tracebackhide__ = True
         self._stack.close()
         if isinstance(error, CastRefused):
             raise DtypeAssertionError(str(error)) from error
@@ -121,10 +124,12 @@ class Assertion:
 
 def _fail(what: str, counts: Counter[Wrong] | Counter[CastSeen], advice: Iterable[str]) -> NoReturn:
     """Raise an error that lists them, layers that are alike in one line."""
+    __tracebackhide__ = True
     rows = [f"  {dataclasses.replace(row.seen, path=row.path)}{_often(row)}" for row in folded(counts)]
     raise DtypeAssertionError("\n".join([what, *rows, *advice]), tuple(counts))
 
 
 def _often(row: Row) -> str:
-    times = f", {row.count} times" if row.count > row.modules else ""
-    return times + (f" in {row.modules} modules" if row.modules > 1 else "")
+    words = [f"{row.count} times"] if row.count > row.modules else []
+    words += [f"in {row.modules} modules"] if row.modules > 1 else []
+    return f", {' '.join(words)}" if words else ""

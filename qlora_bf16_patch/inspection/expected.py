@@ -17,7 +17,10 @@ from .dtypes import compute_of, short, weight_of
 Wanted = torch.dtype | str | tuple[torch.dtype | str, ...]
 PACKED = ("nf4", "fp4", "int8")
 
-_CAST = "Load the model with `dtype={}`, or cast the module after that, `module.to({})`."
+_CAST = (
+    "Load the model with `dtype={}`, or cast the module after that, `module.to({})`; prepare_model_for_kbit_training "
+    "makes all that is not packed float32."
+)
 _COMPUTE = "Set `bnb_4bit_compute_dtype={}` in BitsAndBytesConfig."
 _MEANT = " Where float32 is meant, say `compute=torch.float32`."
 _ADAPTERS = (

@@ -52,12 +52,15 @@ def test_all_failures_are_told_at_once_and_layers_that_are_alike_in_one_line():
         "  base_model.model.proj.base_layer (Linear4bit): compute dtype is bfloat16, not float16, as compute asks",
         f"  {HEAD} (Linear): weight is bfloat16, not float32 or float16, as 'head' asks",
         "  base_model.model.layers.[0, 2-3].norm (LayerNorm): weight is float32, not bfloat16, as 'LayerNorm' asks"
-        " in 3 modules",
+        ", in 3 modules",
         "  base_model.model.layers.[0, 2-3].norm (LayerNorm): bias is float32, not bfloat16, as 'LayerNorm' asks"
-        " in 3 modules",
+        ", in 3 modules",
         "Set `bnb_4bit_compute_dtype=torch.float16` in BitsAndBytesConfig.",
-        "Load the model with `dtype=torch.float32`, or cast the module after that, `module.to(torch.float32)`.",
-        "Load the model with `dtype=torch.bfloat16`, or cast the module after that, `module.to(torch.bfloat16)`.",
+        *(
+            f"Load the model with `dtype={dtype}`, or cast the module after that, `module.to({dtype})`; "
+            "prepare_model_for_kbit_training makes all that is not packed float32."
+            for dtype in (F32, BF16)
+        ),
     ]
     assert len(error.failures) == 8
 
@@ -159,7 +162,7 @@ def test_a_cast_in_the_block_fails_with_its_place_operation_dtypes_and_advice():
         for _ in range(3):
             model(X)
     assert str(found.value).splitlines()[:2] == [
-        "PeftModel was cast in the block, where torch would have raised:",
+        "Operands were cast in PeftModel in the block, where torch would have raised:",
         f"  {HEAD}: linear has its input cast from float32 to bfloat16 by peft.boundary, 3 times",
     ]
     assert "torch.autocast" in str(found.value)
