@@ -14,7 +14,7 @@ import torch
 from ..hosts.bitsandbytes import is_kbit_model
 from ..watching.events import CastRefused
 from ..watching.refusals import is_of_dtypes, modules_on, refusal
-from ..watching.running import has_compiled_parts
+from ..watching.running import has_compiled
 from .casts import Casts, listening
 from .expected import Wanted, Wrong, adapting, computing, matching
 from .folding import Row, folded
@@ -91,7 +91,8 @@ class Assertion:
         self._casts = Casts(self._model)
         self._stack.enter_context(listening(self._casts.heard))
         self._stack.enter_context(self._hooks)
-        self._hooks.enter_context(hooked(self._model, self._entered, lambda *_: None))
+        if not has_compiled(self._model):  # Dynamo guards on hooks
+            self._hooks.enter_context(hooked(self._model, self._entered, lambda *_: None))
         return self
 
     def __exit__(
@@ -105,7 +106,7 @@ class Assertion:
             raise DtypeAssertionError(f"{refusal(error, self._model)}. {ADVICE}") from error
         if error is not None:
             return
-        if not self._ran and not has_compiled_parts(self._model):  # whose modules call no hook
+        if not self._ran and not has_compiled(self._model):
             raise ValueError(
                 f"No module of {type(self._model).__name__} ran in the block of assert_dtypes, so it asserts nothing. "
                 "Call the model, or its generate, in there; without a block write `assert_dtypes(model, ...)` alone."
@@ -114,6 +115,8 @@ class Assertion:
             refuse_casts(self._casts.seen, self._model, "in the block")
 
     def _entered(self, *_: object) -> None:
+        if torch.compiler.is_compiling():
+            return
         self._ran = True
         self._hooks.close()
 

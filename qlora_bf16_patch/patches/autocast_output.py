@@ -55,6 +55,6 @@ def _followed(installation: Installation, layer: Any, x: torch.Tensor, result: t
     if not installation.on or not autocast_is_on(device):
         return result
     dtype = torch.get_autocast_dtype(device)
-    if listeners and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and listeners:
         computed(installation, layer, "result", result.dtype, dtype)
     return result.to(dtype)

@@ -53,7 +53,7 @@ def _computed(original: Any, installation: Installation, layer: Any, x: torch.Te
     compiling = torch.compiler.is_compiling()  # Dynamo makes no tensor with attributes of its own
     bias_in = dtype if host.CASTS_FIRST else x.dtype
     untouched = host.untouched(layer, bias_in, repacks=repacks, overwrites=overwrites and not compiling)
-    if listeners and not compiling:
+    if not compiling and listeners:
         tell_bias(installation, layer, untouched)
     result: torch.Tensor = original(untouched, x)
     if overwrites and compiling:

@@ -24,7 +24,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             return original(self, x)
         x = host.activations(self, x)
         layer = host.untouched(self, x.dtype)
-        told = listeners and not torch.compiler.is_compiling()
+        told = not torch.compiler.is_compiling() and listeners
         if told:
             tell_bias(installation, self, layer)
         if _overflows(self, x):

@@ -25,7 +25,7 @@ from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
 from ..numerics.overlay import overlay
 from ..watching.events import heard, listeners
-from ..watching.running import within_gradients
+from ..watching.running import here
 from .computed import tell_computed
 from .linear4bit import warn_of_float32
 
@@ -39,12 +39,14 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             return original(self, x, *args, **kwargs)
         if not x.is_floating_point():
             x = activations(self, x)
-        if training.computes_as_upstream(self, autocast_is_on(x.device.type), x) or within_gradients():
+        if training.computes_as_upstream(self, autocast_is_on(x.device.type), x) or (
+            (eager := not torch.compiler.is_compiling()) and here.gradients
+        ):
             return _as_upstream(original, installation, self, x, args, kwargs)
         dtype = compute_dtype(self, x)
         if dtype is torch.float32 and x.dtype in HALF and "compute_dtype" not in installation.notes:
             warn_of_float32(installation, unwrapped(self.get_base_layer()), x.dtype)
-        if listeners and not torch.compiler.is_compiling():
+        if eager and listeners:
             tell_computed(installation, self, x.dtype, dtype)
         adapters = None if args or kwargs else plain_adapters(self, x)
         if adapters is not None and _adds_up(x, dtype, adapters):

@@ -69,7 +69,7 @@ def forward(installation: Installation, cls: Any) -> Callable[..., Any]:
         # Dynamo traces no write to `.data`.
         layer = self if torch.compiler.is_compiling() else with_writable_base(self, x)
         within, mode = _surroundings(self, x, autocast, upstreams, own_backward)
-        told = listeners and not torch.compiler.is_compiling()
+        told = not torch.compiler.is_compiling() and listeners
         if told and not (autocast or upstreams) and (dtype := compute_dtype(self, x)) in HALF:
             tell_computed(installation, self, x.dtype, dtype)
         if mode is not None:

@@ -184,7 +184,7 @@ def heard(
     Raises:
         CastRefused: in strict mode.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # first: Dynamo would guard on who listens, and compile anew for each
         return True
     if listeners or patch.strict:
         root = here.root or [module, *modules_around()][-1]

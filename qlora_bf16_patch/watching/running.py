@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -37,3 +38,9 @@ def has_compiled_parts(root: torch.nn.Module) -> bool:
         getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
         for module in root.modules()
     )
+
+
+def has_compiled(root: torch.nn.Module) -> bool:
+    """Whether ``root`` may run as compiled code: parts of it are compiled, or some code in this process is."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return has_compiled_parts(root) or (dynamo is not None and bool(dynamo.counters.get("stats")))

@@ -1,5 +1,7 @@
 """qlora_bf16_patch.assert_dtypes: which dtypes a model has, and that none mismatch while it runs."""
 
+import sys
+
 import bitsandbytes
 import pytest
 import torch
@@ -8,6 +10,7 @@ from peft import PromptTuningConfig, get_peft_model
 from torch import nn
 
 import qlora_bf16_patch
+from qlora_bf16_patch import assert_dtypes
 from qlora_bf16_patch.inspection import DtypeAssertionError
 from qlora_bf16_patch.watching import events
 
@@ -169,6 +172,13 @@ def test_a_cast_in_the_block_fails_with_its_place_operation_dtypes_and_advice():
     assert [cast.path for cast in found.value.failures] == [HEAD]
 
 
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    """Whatever another test has compiled in this process."""
+    monkeypatch.delitem(sys.modules, "torch._dynamo.utils", raising=False)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 def test_a_block_in_which_nothing_mismatches_passes_and_leaves_nothing_behind():
     model, other = lora_model(), lora_model()
     with qlora_bf16_patch.assert_dtypes(model):
@@ -219,6 +229,7 @@ def test_errors_of_others_come_through():
     assert not hooks(model)
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 def test_a_model_that_never_ran_in_the_block_is_told():
     model, other = lora_model(), lora_model()
     with pytest.raises(ValueError, match="No module of PeftModel ran in the block"):
@@ -227,13 +238,24 @@ def test_a_model_that_never_ran_in_the_block_is_told():
     assert not hooks(model)
 
 
-def test_a_part_that_runs_alone_is_a_run_and_so_is_compiled_code():
+def test_a_part_that_runs_alone_is_a_run():
     model = lora_model(toy=Generates())
     with qlora_bf16_patch.assert_dtypes(model):
         model.get_base_model().head(X.bfloat16())
-    model.compile(backend="eager")
-    with qlora_bf16_patch.assert_dtypes(model):
-        model(X.bfloat16())
+
+
+@pytest.mark.parametrize("compiled", [torch.compile, lambda model, **options: model.compile(**options) or model])
+def test_compiled_code_runs_and_a_cast_is_seen_where_it_is_compiled(compiled):
+    torch._dynamo.reset()
+    model = lora_model()
+    code = compiled(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        with pytest.raises(DtypeAssertionError, match="linear has its input cast"), assert_dtypes(model):
+            code(X)
+        code(X)
+        with assert_dtypes(model):  # it is not compiled anew for who listens
+            code(X)
+    torch._dynamo.reset()
 
 
 def test_blocks_nest_and_run_within_a_trace():
