@@ -1,4 +1,4 @@
-"""``report``: a trace or a report that was written to a file, as a table."""
+"""``report``: a trace or a report that was written to a file, as a table or as a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 def add(commands: Any) -> None:
     parser = commands.add_parser("report", help="what a trace or a report in a file says")
     parser.add_argument("file", metavar="FILE", help="what Trace.to_json, Report.to_json or `run --trace` has written")
-    parser.add_argument("--mismatches", action="store_true", help="what torch refuses outside of autocast, alone")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--mismatches", action="store_true", help="what torch refuses outside of autocast, alone")
+    how.add_argument("--html", metavar="OUT", help="write a page for a browser to this file instead")
     parser.set_defaults(main=main)
 
 
@@ -19,6 +21,9 @@ def main(options: argparse.Namespace) -> int:
 
     try:
         found = read(options.file)
+        if options.html:
+            found.to_html(options.html)
+            return 0
     except (ValueError, OSError) as error:
         print(f"qlora-bf16-patch report: {error}", file=sys.stderr)
         return 2

@@ -74,6 +74,15 @@ class Report(Shown):
             Path(file).write_text(text)
         return text
 
+    def to_html(self, file: str | Path | None = None) -> str:
+        """The report as a page of HTML, written to ``file`` if one is given; it is one file and loads nothing."""
+        from .page.of_report import page_of
+
+        text = page_of(self)
+        if file is not None:
+            Path(file).write_text(text, encoding="utf-8")
+        return text
+
     @classmethod
     def from_json(cls, source: str | Path) -> Report:
         """A report from what :meth:`to_json` has returned, or from the file that it has written.

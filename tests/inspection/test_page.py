@@ -420,6 +420,21 @@ def test_eighty_layers_of_seven_projections(shown, tmp_path):
     assert browser.messages() == []
 
 
+def test_a_report_is_a_page_of_what_is_held_and_expected(shown):
+    model = lora_model()
+    model.get_base_model().proj.lora_B["default"].to(torch.bfloat16)
+    browser = shown(qlora_bf16_patch.report(model))
+    heads = browser.run("return [...document.querySelectorAll('thead th')].map(head => head.innerText)")
+    assert heads == ["module", "weight, compute", "stored in", "other parameters", "trained", "to expect"]
+    assert cell(browser, f"{PROJ}.base_layer", 1)["said"] == "nf4 bf16"
+    assert cell(browser, f"{PROJ}.base_layer", 2)["said"] == "uint8"
+    assert cell(browser, f"{PROJ}.lora_B.default", 4)["said"] == "bf16"
+    mismatch = cell(browser, f"{PROJ}.lora_B.default", 5)
+    assert mismatch["width"] == 3 and "is float32 fp32 → bf16" in mismatch["said"]
+    assert "Advice: " in mismatch["numbers"]
+    assert browser.messages() == []
+
+
 def test_without_its_script_all_is_there_to_read(shown, trained, browser, tmp_path):
     with browser.without_scripts():
         shown(trained)

@@ -85,3 +85,15 @@ def test_what_is_no_trace_is_told_and_fails(tmp_path, capsys, content, told):
 def test_a_folder_is_told_and_fails(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["trace", "report"])
+def test_a_page_is_written(request, tmp_path, capsys, name):
+    written, page = request.getfixturevalue(name), tmp_path / "page.html"
+    assert main(["report", str(tmp_path / f"{name}.json"), "--html", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == written.to_html() and capsys.readouterr().out == ""
+
+
+def test_a_page_that_cannot_be_written_is_told(trace, tmp_path, capsys):
+    assert main(["report", str(tmp_path / "trace.json"), "--html", str(tmp_path / "none" / "page.html")]) == 2
+    assert "No such file or directory" in capsys.readouterr().err
