@@ -185,6 +185,7 @@ def test_pointing_at_a_cell_and_going_to_it_shows_its_numbers(shown, trained):
     assert tip(browser) is None
     browser.run("arguments[0].focus()", target)
     assert "2 times · by peft.boundary" in tip(browser)
+    assert browser.run("return arguments[0].getAttribute('aria-describedby')", target) == "tip"
     press(browser, ["\ue00c"])  # Escape
     assert tip(browser) is None
 
