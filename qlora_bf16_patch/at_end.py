@@ -107,9 +107,10 @@ def _tell() -> None:
     models = _count("numerics.training", "taken_in")
     if _models_before == models and not (where or wrong or _count("watching.events", "modules_cast")):
         return  # a worker that loads data
+    done = "a k-bit model that was not taken in: it has no adapter" if where and not models else summary()
     wrong = [*_failed(), *wrong]
     if wrong or not _quiet:
-        children.tell("; ".join([summary(), *where, *wrong]))
+        children.tell("; ".join([done, *where, *wrong]))
 
 
 def summary() -> str:

@@ -45,6 +45,13 @@ def test_a_program_that_never_imports_torch_does_not_import_the_shim(script):
     assert not result.stderr
 
 
+def test_a_python_that_never_imports_torch_imports_next_to_nothing_more(script):
+    file = script("import sys; print(*sys.modules)")
+    plain, found = (set(start(file, command=command).stdout.split()) for command in ([sys.executable], None))
+    more = {name for name in found - plain if not name.startswith("importlib")}
+    assert more == {"sitecustomize", "_qlora_bf16_patch_children"}
+
+
 def test_streams_and_exit_status_are_its_own(script):
     result = start(script("import sys; print(input()); sys.stderr.write('err'); sys.exit(7)"))
     assert (result.stdout, result.stderr, result.returncode) == ("in\n", "err", 7)
@@ -90,6 +97,53 @@ def test_its_children_have_the_shim_on(script, method):
         """
     )
     assert start(file).stdout == "True\n"
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_worker_of_multiprocessing_that_cannot_have_it_is_told(script, method, given):
+    file = script(
+        f"""
+        import multiprocessing, os
+
+        def child():
+            import torch, sys
+            print("qlora_bf16_patch" in sys.modules)
+
+        if __name__ == "__main__":
+            if not {given}:
+                del os.environ["PYTHONPATH"]
+            process = multiprocessing.get_context({method!r}).Process(target=child)
+            process.start()
+            process.join()
+        """
+    )
+    result = start(file)
+    assert result.stdout == f"{given}\n", result.stderr
+    assert result.stderr.count("is started with another PYTHONPATH: the shim is not on in it") == (not given)
+
+
+def test_a_forked_worker_tells_nothing_where_it_loads_data_alone(script):
+    file = script(
+        """
+        import torch
+        data = torch.utils.data.DataLoader(range(4), num_workers=2, multiprocessing_context="fork")
+        print(sum(data).item())
+        """
+    )
+    result = start(file)
+    assert result.stdout == "6\n"
+    assert result.stderr.count("no k-bit model was seen here") == 1
+
+
+def test_quiet_leaves_out_the_last_line_in_every_process_but_not_what_is_wrong(script, tmp_path):
+    file = script("import subprocess, sys, torch; subprocess.run([sys.executable, '-c', 'import torch'])")
+    assert not start(file, options=["--quiet"]).stderr
+    (tmp_path / "bitsandbytes" / "nn").mkdir(parents=True)
+    for name in ("__init__.py", "nn/__init__.py", "nn/modules.py"):
+        (tmp_path / "bitsandbytes" / name).touch()
+    result = start(script("import bitsandbytes.nn.modules"), options=["--quiet"])
+    assert "bitsandbytes.linear4bit is failed: " in result.stderr
 
 
 def test_a_command_of_this_python_is_found_and_patched(tmp_path):

@@ -109,6 +109,7 @@ def test_a_quantized_model_without_peft_is_traced(run):
     result, traces = run("quantized().eval().generate(X.bfloat16())")
     assert traces["t.json"].phases == ("generation",), result.stderr
     assert paths(traces["t.json"]) == {"", "proj", "norm", "head"}
+    assert "a k-bit model that was not taken in: it has no adapter; trace in" in result.stderr
 
 
 def test_of_several_models_the_classes_stand_before_the_paths(run):
@@ -231,6 +232,28 @@ with torch.no_grad():
     )
     assert result.stdout == "[torch.float32, torch.float32]\n", result.stderr
     assert "the trace is not whole" not in result.stderr
+
+
+@pytest.mark.parametrize("first", ["", "model(X.bfloat16())"], ids=["compiled first", "called first"])
+def test_modules_that_are_compiled_one_by_one_are_as_many_graphs_as_ever(run, first):
+    result, _ = run(
+        f"""
+torch._dynamo.config.recompile_limit = 2
+classes = [type(f"Toy{{number}}", (Toy,), {{}}) for number in range(4)]
+for number, cls in enumerate(classes):
+    exec(f"def forward(self, x): return self.proj(x) + {{number}}", globals(), found := {{}})
+    cls.forward = found["forward"]
+model = nn.Sequential(*(cls() for cls in classes)).to("cpu").eval()
+with torch.no_grad():
+    {first}
+    for number, part in enumerate(model):
+        model[number] = torch.compile(part, backend="eager", fullgraph=True)
+    model(X.bfloat16())
+from torch._dynamo.utils import counters
+print(counters["stats"]["unique_graphs"])
+"""
+    )
+    assert result.stdout == "4\n", result.stderr
 
 
 def test_what_cannot_be_looked_at_breaks_nothing_and_is_told(run):

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 HERE = os.path.dirname(os.path.abspath(__file__))
 # An interpreter that is started so does not read PYTHONPATH, or no sitecustomize.
 ISOLATED = frozenset("IES")
+# multiprocessing starts a Python by a function that is not audited. Beside it one is, and no other of its kind in these
+# modules (Lib/multiprocessing of Python 3.10 to 3.14).
+BESIDE = {"open": "multiprocessing.popen_spawn_posix", "socket.bind": "multiprocessing.forkserver"}
 
 
 def tell(text: str) -> None:
@@ -33,6 +36,9 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
                 return
             if sys._getframe(1).f_globals.get("__name__") == "subprocess":  # its Popen has been told
                 return
+        elif event in BESIDE and sys._getframe(1).f_globals.get("__name__") == BESIDE[event]:
+            executable, environ = sys.modules["multiprocessing.spawn"].get_executable(), None
+            command = (executable, "-c", f"from {BESIDE[event]}")
         else:
             return
         reason = why_not(executable, command, environ)

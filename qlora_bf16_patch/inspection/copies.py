@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ..numerics.compiling import leave_uncompiled
+
 # copy and pickle look for it in the object itself (Lib/copy.py, Lib/pickle.py of Python 3.10 to 3.14)
 _REDUCE = "__reduce_ex__"
 
@@ -21,10 +23,16 @@ class Hook:
     """A forward hook of a trace."""
 
     def __init__(self, function: Callable[..., None]) -> None:
+        _leave_hooks_uncompiled()
         self.function = function
 
     def __call__(self, *args: Any) -> None:
         self.function(*args)
+
+
+@functools.cache
+def _leave_hooks_uncompiled() -> None:
+    leave_uncompiled(Hook.__call__.__code__)
 
 
 class Generate:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..hosts.bitsandbytes import is_kbit_model
+from ..numerics.compiling import leave_uncompiled
 from ..watching import events
 from ..watching.refusals import is_of_dtypes
 from .calls import Here
@@ -58,18 +59,18 @@ class ProgramTrace(Trace):
     def start(self) -> None:
         """Look at each module of the process that is called, and hear of each cast.
 
-        Not by torch's own global hooks: those are given no keyword arguments, and torch.compile warns of them.
-        """
+        Not by torch's own global hooks: those are given no keyword arguments, and torch.compile warns of them."""
         call: Any = torch.nn.Module.__call__
         known, look = self._looked_at, self._look
 
-        @functools.wraps(call)
         def looked_at(module: torch.nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             if not torch.compiler.is_compiling() and id(module) not in known:
                 look(module)
             return call(module, *args, **kwargs)
 
-        setattr(torch.nn.Module, "__call__", looked_at)  # noqa: B010
+        leave_uncompiled(looked_at.__code__, with_what_it_calls=False)
+        leave_uncompiled(ProgramTrace._look.__code__)
+        setattr(torch.nn.Module, "__call__", functools.update_wrapper(looked_at, call))  # noqa: B010
         events.listeners.append(self._heard)
         os.register_at_fork(after_in_child=self._forked)
 

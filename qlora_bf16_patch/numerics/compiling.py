@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from types import CodeType
 from typing import Any
 
 import torch
@@ -48,13 +49,22 @@ def leave_the_mode_uncompiled() -> None:
     Dynamo would compile its ``__torch_function__`` as a function of its own, once for each operation, and mixes up the
     arguments of frames beneath it (torch 2.13.0, an LSTM). Where it traces the mode inside of a model it inlines it.
     """
+    leave_uncompiled(CastOnMismatch.__torch_function__.__code__)
+
+
+def leave_uncompiled(code: CodeType, with_what_it_calls: bool = True) -> None:
+    """Dynamo compiles no function of this code where it runs; where it traces a call of it, it inlines it as ever.
+
+    It would compile a hook, or what stands before every module's call, anew for each module, up to its limit of
+    recompilations, which is an error under ``fullgraph=True`` (torch 2.13.0).
+    """
     from torch._dynamo import eval_frame, types
 
     theirs: Any = types
     if hasattr(eval_frame, "set_code_exec_strategy"):  # torch 2.7
         skip = theirs.FrameAction.SKIP
-        strategy = theirs.FrameExecStrategy(skip, skip)
-        eval_frame.set_code_exec_strategy(CastOnMismatch.__torch_function__.__code__, strategy)
+        strategy = theirs.FrameExecStrategy(skip, skip if with_what_it_calls else theirs.FrameAction.DEFAULT)
+        eval_frame.set_code_exec_strategy(code, strategy)
 
 
 _ASKED = "in_torch_function_mode"

@@ -433,3 +433,13 @@ def test_in_a_notebook_it_is_a_table_in_which_all_is_escaped():
     assert "<b>" not in text
     assert "<img" not in text
     assert "linear has its input cast from float32 to bfloat16 by peft.boundary, once in 1 module</p>" in text
+
+
+def test_modules_that_are_compiled_one_by_one_are_no_more_compilations_than_ever():
+    model = nn.Sequential()
+    for number in range(4):  # each has a forward of its own, so that none is compiled twice
+        exec(f"def forward(self, x): return self.proj(x) + {number}", found := {})
+        model.append(type("Part", (Toy,), {"forward": found["forward"]})())
+    with qlora_bf16_patch.trace(model), torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+        for part in model.eval():
+            torch.compile(part, backend="eager", fullgraph=True)(X.bfloat16())
