@@ -34,8 +34,8 @@ ROOMS = {
         {"torch", "packaging"},
     ),
     "commands": (
-        {"engine", "inspection", "patches", "doctor", "run", "trace_file", *qlora_bf16_patch.__all__},
-        {"rich"},
+        {"engine", "inspection", "patches", "doctor", "run", "trace_file", "_known", *qlora_bf16_patch.__all__},
+        {"rich", "argcomplete"},
     ),
 }
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """``qlora-bf16-patch``: see what is patched, and start programs with the shim on. Each command is a file here."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from . import doctor, report, run, status
-from .program import Parser
+from .program import Parser, complete
 
 # Each has ``add(commands)``, which adds its parser, with the function that runs it as the default of ``main``.
 COMMANDS = (status, doctor, report, run)
@@ -31,5 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 where all is well, 2 for arguments that are wrong.
     """
-    options = parser().parse_args(argv if argv is not None else sys.argv[1:])
+    whole = parser()
+    complete(whole)
+    options = whole.parse_args(argv if argv is not None else sys.argv[1:])
     return int(options.main(options))

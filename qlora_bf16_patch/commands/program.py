@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 from collections.abc import Sequence
 from typing import Any
+
+COMPLETES = "_ARGCOMPLETE"  # set by the shell's function that argcomplete gives it
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,6 +23,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         own, program = self._split(args or ()) if self.takes_program else (args, [])
+        if program and COMPLETES in os.environ:  # its own options are not ours to complete
+            self._actions.clear()
         options, unknown = super().parse_known_args(own, namespace)
         options.program = program
         return options, unknown
@@ -34,3 +40,12 @@ class Parser(argparse.ArgumentParser):
                 break
             position += 1 if action is None or action.nargs == 0 else 2
         return list(arguments[:position]), list(arguments[position:])
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks how a command goes on, and end; otherwise do nothing."""
+    if COMPLETES in os.environ:
+        with contextlib.suppress(ImportError):
+            import argcomplete
+
+            argcomplete.autocomplete(parser)

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from .. import EnvironmentVariableError, run
+from .. import EnvironmentVariableError, _known, run
 from ..engine.environment import LEVELS
 from ..trace_file import TraceFileError
 
@@ -18,10 +18,9 @@ qlora-bf16-patch run [--enable PATCH] [--disable PATCH] [--strict] [--log LEVEL]
 def add(commands: Any) -> None:
     parser = commands.add_parser("run", help="an unmodified program with the shim on", usage=USAGE)
     parser.takes_program = True
-    parser.add_argument(
-        "--enable", action="append", default=[], metavar="PATCH", help="a name or glob; may be repeated"
-    )
-    parser.add_argument("--disable", action="append", default=[], metavar="PATCH", help="a name or glob; wins")
+    for name, told in (("--enable", "a name or glob; may be repeated"), ("--disable", "a name or glob; wins")):
+        patches: Any = parser.add_argument(name, action="append", default=[], metavar="PATCH", help=told)
+        patches.completer = lambda **_: _known
     parser.add_argument("--strict", action="store_true", help="raise where an operand would be cast")
     parser.add_argument("--log", choices=LEVELS, help="tell on stderr what is patched and cast")
     parser.add_argument("--trace", metavar="FILE", help="write which dtypes the modules of its k-bit models met")
