@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 from types import ModuleType
@@ -85,8 +86,17 @@ class _Traced:
                 problems.append(f"{type(error).__name__}: {error}")
             problems.append(self.program.failure)
         problems.append(self.file.problem)
-        where = [f"trace in {self.file.written}"] if self.file.written and not self.file.problem else []
-        return where, [f"the trace is not whole: {problem}" for problem in problems if problem]
+        written = self.file.written if not self.file.problem else None
+        return [f"trace in {_as_seen_from_here(written)}"] if written else [], [
+            f"the trace is not whole: {problem}" for problem in problems if problem
+        ]
+
+
+def _as_seen_from_here(file: str) -> str:
+    with contextlib.suppress(OSError):  # the folder that the process is in may be gone
+        beside = os.path.relpath(file)
+        return file if beside.startswith(os.pardir) else beside
+    return file
 
 
 def _forked() -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,33 @@ def test_a_command_of_this_python_is_found_and_patched(tmp_path):
     result = start("torchrun", "--help")
     assert result.returncode == 0
     assert "no k-bit model was seen here" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_launchers_signals_and_exit_status_are_its_own(script, tmp_path, number):
+    script(
+        """
+        import os, pathlib, time, torch
+        pathlib.Path(f"{os.environ['RUN']}.{os.environ['RANK']}").write_text(str(os.getpid()))
+        time.sleep(300)
+        """
+    )
+    statuses = []
+    for name, command in (("plain", ["-m"]), ("run", ["-m", "qlora_bf16_patch", "run", "-m"])):
+        program = [sys.executable, *command, "torch.distributed.run", "--nproc-per-node", "2", "program.py"]
+        files = [tmp_path / f"{name}.{rank}" for rank in range(2)]
+        environ = {**os.environ, "RUN": name}
+        with subprocess.Popen(program, cwd=tmp_path, env=environ, stdout=-1, stderr=subprocess.STDOUT) as process:
+            while not all(file.exists() and file.read_text() for file in files):
+                assert process.poll() is None, process.stdout.read().decode()
+                time.sleep(0.1)
+            process.send_signal(number)
+            process.communicate(timeout=300)
+        statuses.append(process.returncode)
+        for file in files:
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(file.read_text()), 0)
+    assert statuses[0] == statuses[1] != 0
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ model.eval()(x=X)
     assert found.phases == ("generation", "training", "evaluation")
     assert found.mismatches()
     assert found.error is None
-    assert "1 k-bit model; casts in 1 module; trace in " in result.stderr
+    assert "1 k-bit model; casts in 1 module; trace in t.json\n" in result.stderr
 
 
 def test_no_bit_changes_and_the_exit_status_is_the_programs_own(run, script, tmp_path):
