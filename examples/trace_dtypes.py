@@ -1,6 +1,7 @@
 """What a QLoRA model computes in, in training and in generation: ``python examples/trace_dtypes.py``. No download.
 
-With the name of a file it also writes a page: ``python examples/trace_dtypes.py trace.html``.
+With the name of a file it also writes a page: ``python examples/trace_dtypes.py trace.html``; and
+``python examples/trace_dtypes.py report`` says what to expect of it, and does not run it.
 """
 
 import qlora_bf16_patch  # isort: skip  # at the top, as in any script
@@ -35,6 +36,13 @@ with tempfile.TemporaryDirectory() as folder:
 model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
 model.get_output_embeddings().to(torch.bfloat16)  # as the QLoRA script does
+
+if sys.argv[1:] == ["report"]:
+    report = qlora_bf16_patch.report(model)
+    report.to_json("report.json")
+    print(report)
+    sys.exit()
+
 ids = torch.arange(3, 9, device=model.device)[None]
 
 with qlora_bf16_patch.trace(model) as trace:

@@ -57,7 +57,9 @@ ADVICE: dict[str, dict[str, str]] = {
         "swift": "add `--bnb_4bit_quant_storage bfloat16`, or take FSDP2",
         "trl": "add `--bnb_4bit_quant_storage bfloat16 --dtype bfloat16`, or take FSDP2",
     },
-    "unguarded": {_ANY: "call qlora_bf16_patch.guard on the outermost module"},
+    "unguarded": {
+        _ANY: "call qlora_bf16_patch.guard(model) with the outermost module; PEFT's get_peft_model is seen by itself"
+    },
     "off": {_ANY: "see `qlora_bf16_patch.status()`, which tells why and who decided"},
     "kept forward": {_ANY: "call qlora_bf16_patch.guard(model), or import qlora_bf16_patch before the model is loaded"},
     "own forward": {_ANY: "let that function call the forward that it has replaced, or leave it out"},

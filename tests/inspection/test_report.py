@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.hooks import ModelHook, add_hook_to_module
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import IA3Config, LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.utils.other import fsdp_auto_wrap_policy
 from rich.console import Console
 from torch import nn
@@ -165,6 +165,54 @@ def test_a_norm_of_a_models_own_is_asked_what_it_gives_and_not_called(gives_back
     assert expected == [one.path for one in trace.mismatches()] == ([] if gives_back else [HEAD])
 
 
+class Narrows(nn.Module):
+    """A norm that gives its weight's dtype, as T5's does in half precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64, dtype=BF16))
+
+    def forward(self, x):
+        return self.weight * x.to(BF16)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.proj = Narrows(), linear4bit()
+
+    def forward(self, x):
+        return x + self.proj(self.norm(x))
+
+
+class Stack(nn.Module):
+    """Its head is registered before the model."""
+
+    is_loaded_in_4bit = True
+
+    def __init__(self, embeds):
+        super().__init__()
+        self.head = nn.Linear(64, 8, dtype=BF16)
+        self.model = nn.ModuleDict(
+            {"embed_tokens": nn.Embedding(8, 64, dtype=embeds), "layers": nn.ModuleList([Residual(), Residual()])}
+        )
+
+    def forward(self, ids):
+        x = self.model["embed_tokens"](ids)
+        for layer in self.model["layers"]:
+            x = layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("embeds", [F32, BF16])
+def test_a_residual_stream_keeps_the_wider_dtype_and_a_head_runs_last(embeds):
+    model = lora_model(toy=Stack(embeds))
+    expected = [one.path for one in qlora_bf16_patch.report(model).mismatches()]
+    with qlora_bf16_patch.trace(model) as trace, torch.no_grad():
+        model(torch.arange(8))
+    assert expected == [one.path for one in trace.mismatches()] == ([HEAD] if embeds == F32 else [])
+
+
 def test_it_runs_nothing_and_changes_nothing():
     model = lora_model()
     model.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
@@ -281,6 +329,14 @@ def test_accelerates_hook_over_a_patched_forward_is_no_bypass():
     for module in list(model.modules()):
         add_hook_to_module(module, ModelHook())
     assert not findings(model, "bypassed")
+
+
+def test_two_patches_on_one_object_are_no_bypass():
+    with qlora_bf16_patch.enabled("peft.tuners.autocast_output"):
+        model = get_peft_model(Toy(), IA3Config(target_modules=["proj"], feedforward_modules=[]))
+        layer = model.get_submodule("base_model.model.proj")
+        assert len(vars(layer)["_qlora_bf16_patch_shadowed"]) == 2
+        assert not findings(model, "bypassed")
 
 
 class Overrides(bnb.nn.Linear4bit):
