@@ -12,6 +12,9 @@ from ..run import NOT_FOUND, ProgramNotFoundError
 from .progress import progress
 
 USAGE = "qlora-bf16-patch doctor [--json] [PROGRAM ...]"
+DESCRIPTION = """Tells what a bug report needs: the machine, releases, each patch with its state and what this release
+does by itself, who else patches, and the reported failure without the shim and with it. With a program, which is run to
+its end first, the patches are those of its processes. Exit status 0 only where the shim works."""
 _STAGES = {
     "patches": "importing the libraries",
     "needed": "running what each patch promises, without it and with it",
@@ -20,7 +23,9 @@ _STAGES = {
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("doctor", help="whether the shim works here, or in a program", usage=USAGE)
+    parser = commands.add_parser(
+        "doctor", help="whether the shim works here, or in a program", usage=USAGE, description=DESCRIPTION
+    )
     parser.takes_program = True
     parser.add_argument("--json", action="store_true", help="for machines; a program's own output goes to stderr then")
     parser.set_defaults(main=main)

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from ..doctor.rows import problems, with_everything_imported
+from .progress import progress
 
 
 def add(commands: Any) -> None:
@@ -20,7 +21,8 @@ def add(commands: Any) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    found = with_everything_imported()
+    with progress("importing the libraries"):
+        found = with_everything_imported()
     if options.json:
         print(json.dumps(found, indent=2))
     else:

@@ -31,9 +31,9 @@ def quantized(linear: nn.Linear, bits: int) -> nn.Module:
 
 
 def layer(bits: int) -> Any:
-    """A quantized layer with a bias in float32."""
+    """A quantized layer with a bias in float32, frozen as those of a base model are."""
     torch.manual_seed(0)
-    return quantized(nn.Linear(SIZE, SIZE), bits)
+    return quantized(nn.Linear(SIZE, SIZE), bits).requires_grad_(False)
 
 
 def hidden_states(dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,22 @@ def watched(program: Sequence[str], environ: MutableMapping[str, str], stdout: i
         if sys.stdout is not None:
             sys.stdout.flush()
         process = subprocess.Popen(command, env=dict(environ), stdout=stdout)
-        # A terminal's Ctrl-C reaches the program as well: it decides, and doctor tells what came of it.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with _its_signals(process):
             status = process.wait()
-        finally:
-            signal.signal(signal.SIGINT, before)
         left = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
     return {"command": list(program), "status": status, "isolated": isolated, "processes": left}
+
+
+@contextlib.contextmanager
+def _its_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """The program decides what comes of a signal, and doctor tells it. A terminal's Ctrl-C reaches both of them."""
+    handlers: dict[int, Any] = {signal.SIGINT: signal.SIG_IGN}
+    for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # of schedulers; not all of them on Windows
+        if hasattr(signal, name):
+            handlers[getattr(signal, name)] = lambda number, frame: process.send_signal(number)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

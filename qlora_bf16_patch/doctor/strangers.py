@@ -44,8 +44,7 @@ def over_ours() -> list[str]:
 
 
 def _in_classes() -> Iterator[tuple[str, str]]:
-    libraries = _libraries()
-    at_home = _required(libraries) | libraries | sys.stdlib_module_names | {_OURS}
+    libraries, at_home = _libraries(), _at_home()
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] not in libraries or not isinstance(module, types.ModuleType):
             continue
@@ -60,16 +59,23 @@ def _in_classes() -> Iterator[tuple[str, str]]:
 
 
 def _on_modules() -> Iterator[tuple[str, str]]:
-    """Forwards that somebody has put on single modules, as accelerate's hooks are."""
+    """In models that were taken in: forwards on single modules, as accelerate's hooks are, and a library's model with
+    modules of another package's class, as a replaced ``modeling_llama.LlamaRMSNorm`` leaves it."""
     training: Any = sys.modules.get(f"{_OURS}.numerics.training")
     counted: Counter[tuple[str, str]] = Counter()
+    libraries, at_home = _libraries(), _at_home()
     for model in training.models() if training else ():
+        name = type(model).__name__
+        is_librarys = type(model).__module__.partition(".")[0] in libraries
         for module in model.modules():
-            package = _package(module.__dict__.get("forward"))
+            package, cls = _package(module.__dict__.get("forward")), type(module)
             if package not in ("", _OURS):
-                counted[package, type(model).__name__] += 1
-    for (package, name), count in counted.items():
-        yield package, f"the forwards of {count} module{'s' * (count > 1)} of {name}"
+                counted[package, f"a module's own forward in {name}"] += 1
+            package = cls.__module__.partition(".")[0]
+            if is_librarys and package not in at_home:
+                counted[package, f"{cls.__name__} in {name}"] += 1
+    for (package, place), count in counted.items():
+        yield package, f"{place} ({count} of them)" if count > 1 else place
 
 
 def _package(value: Any) -> str:
@@ -79,6 +85,12 @@ def _package(value: Any) -> str:
     if not isinstance(value, types.FunctionType):
         return ""
     return str(value.__globals__.get("__name__") or "").partition(".")[0]
+
+
+def _at_home() -> set[str]:
+    """The packages whose functions are no stranger's."""
+    libraries = _libraries()
+    return _required(libraries) | libraries | sys.stdlib_module_names | {_OURS}
 
 
 def _libraries() -> set[str]:

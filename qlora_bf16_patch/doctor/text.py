@@ -21,7 +21,7 @@ def text(report: Report) -> str:
         ("others' patches", _strangers(report)),
         ("known clashes of these releases", _clashes(report)),
         ("the reported failure (huggingface/peft#1515), on a tiny 4-bit Llama", _selftest(report)),
-        ("the program", program_text.lines(report["program"]) if "program" in report else []),
+        ("the program", _program(report)),
     ]
     return "\n\n".join("\n".join(_section(title, lines)) for title, lines in sections if lines)
 
@@ -91,6 +91,11 @@ def _patches(report: Report) -> list[str]:
         lines.append(f"{name}: {state}")
         lines += [f"  {needed[name]['sentence']}"] if name in needed else []
     return lines
+
+
+def _program(report: Report) -> list[str]:
+    versions = {one["name"]: one["version"] for one in report.get("packages", ())}
+    return program_text.lines(report["program"], versions) if "program" in report else []
 
 
 def _states(rows: Iterable[Any]) -> dict[str, str]:

@@ -52,17 +52,22 @@ def test_a_program_in_which_a_model_was_mended_works(run):
     (process,) = program["processes"]
     assert (process["models"], process["modules_cast"], process["error"]) == (1, 1, None)
     assert {row["state"] for row in process["patches"]} == {"active", "off"}
-    text = "\n".join(program_text.lines(program))
+    text = "\n".join(program_text.lines(program, {}))
     assert "ended with status 0" in text
     assert "6 patches active; 1 k-bit model; casts in 1 module" in text
     assert "casts at 1 place: behind" in text
+    assert "other libraries" not in text
+    other = "\n".join(program_text.lines(program, {"peft": "0.6.0"}))
+    assert "has other libraries than doctor: peft 0." in other
 
 
 def test_its_children_are_told_as_well_and_one_with_a_model_is_enough(run):
     program = run(f"import subprocess, sys, torch; subprocess.run([sys.executable, '-c', {MODEL!r}], check=True)")
     assert sorted(one["models"] for one in program["processes"]) == [0, 1]
     assert wrong(program) == []
-    assert program_text.states(program)["peft.boundary"].count("(process ") == 2
+    states = program_text.states(program)
+    assert "(process" not in states["transformers.generate"]  # the same in both
+    assert states["peft.boundary"].count("(process ") == 2
 
 
 def test_arguments_and_exit_status_are_its_own(run):
@@ -79,7 +84,7 @@ def test_an_error_of_dtypes_that_ended_it_is_a_problem(run):
 def test_another_error_is_the_programs_own(run):
     program = run(MODEL + "\nraise ValueError('no data')")
     assert (program["status"], wrong(program)) == (1, [])
-    assert "  ended by ValueError: no data" in program_text.lines(program)
+    assert "  ended by ValueError: no data" in program_text.lines(program, {})
 
 
 def test_a_patch_that_somebody_has_replaced_is_a_problem_and_says_how_to_get_it_back(run):
@@ -109,12 +114,23 @@ def test_a_program_that_is_isolated_is_told(tmp_path):
     assert "runs isolated: the shim is not on in it" in told
 
 
+def test_a_signal_is_the_programs_own(tmp_path):
+    ends = "import os, signal, time, torch; os.kill(os.getppid(), signal.SIGTERM); time.sleep(100)"
+    starts = f"""
+import os, sys
+from qlora_bf16_patch.doctor.program import watched
+print(watched([sys.executable, "-c", {ends!r}], dict(os.environ))["status"])
+"""
+    result = subprocess.run([sys.executable, "-c", starts], capture_output=True, text=True, timeout=90)
+    assert (result.stdout, result.returncode) == (f"{-signal.SIGTERM}\n", 0)
+
+
 @pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_a_process_that_does_not_come_to_its_end_is_told_by_what_it_left_at_its_start(run, end):
     program = run(f"import os, signal, torch; {end}")
     (process,) = program["processes"]
     assert not process["ended"]
-    assert any("before it could tell" in line for line in program_text.lines(program))
+    assert any("before it could tell" in line for line in program_text.lines(program, {}))
     assert program["status"] in (0, -signal.SIGKILL)
 
 
