@@ -156,6 +156,27 @@ def test_modules_are_rows_and_phases_are_columns(shown, trained):
     assert cell(browser, "base_model.model.proj.base_layer", 1)["said"].startswith("fp32 → nf4 bf16 →")
 
 
+def test_a_column_has_the_autocast_of_the_model_and_not_of_the_call_around_it_or_the_layers(shown):
+    trace = Trace()
+    inside = {
+        "": None,
+        "model": "bfloat16",
+        "model.q": "bfloat16",
+        "model.q.lora_A": "float16",
+        "model.q.lora_B": "float16",
+    }
+    for path, autocast in {**inside, "model.head": "bfloat16"}.items():
+        trace.ran[Ran(path, "Linear", "training", (), None, None, autocast, ())] += 1
+    browser = shown(trace)
+    assert browser.run("return document.querySelector('thead small').innerText").split() == [
+        "under",
+        "autocast",
+        "bf16",
+    ]
+    said = {path: cell(browser, path, 1)["said"] for path in ("", "model", "model.q", "model.q.lora_A")}
+    assert said == {"": "no autocast", "model": "", "model.q": "", "model.q.lora_A": "autocast fp16"}
+
+
 def test_a_mismatch_is_outlined_and_told_beside_its_numbers(shown, trained):
     browser = shown(trained)
     training, evaluation = cell(browser, HEAD, 1), cell(browser, HEAD, 2)

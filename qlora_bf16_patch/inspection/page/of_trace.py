@@ -48,8 +48,21 @@ def _seen(trace: Trace, model: str) -> Iterator[Seen]:
 
 
 def _autocast(trace: Trace) -> dict[str, str | None]:
-    """For each phase the autocast around the outermost module, which was entered first."""
-    found: dict[str, str | None] = {}
+    """For each phase the autocast of the innermost module that all the others are inside of.
+
+    The outermost one may be called outside of it: accelerate puts autocast around the ``forward``, inside of the call.
+    """
+    phases: dict[str, dict[str, str | None]] = {}
     for ran in trace.ran:
-        found.setdefault(ran.phase, ran.autocast)
-    return found
+        phases.setdefault(ran.phase, {}).setdefault(ran.path, ran.autocast)
+    return {phase: _of_the_whole(found) for phase, found in phases.items()}
+
+
+def _of_the_whole(autocast: dict[str, str | None]) -> str | None:
+    paths = list(autocast)  # as they were entered
+    whole = paths[0]
+    for position, path in enumerate(paths):
+        if path and not all(other.startswith(f"{path}.") for other in paths[position + 1 :]):
+            break
+        whole = path
+    return autocast[whole]
