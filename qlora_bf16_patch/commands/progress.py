@@ -22,9 +22,8 @@ def progress(first: str) -> Iterator[Callable[[str], None]]:
     except ImportError:
         yield lambda text: None
         return
-    console = Console(stderr=True)
-    if sys.stderr is None or not console.is_terminal:
+    if sys.stderr is None:
         yield lambda text: None
         return
-    with console.status(first) as status:
+    with Console(stderr=True).status(first) as status:  # which shows nothing where that is no terminal
         yield status.update

@@ -47,6 +47,8 @@ def _followed(process: subprocess.Popen[str], report: dict[str, Any], tell: Call
     """The stage that it came to."""
     stage = "start"
     for line in process.stdout or ():
+        if not line.startswith('{"stage": '):  # a sitecustomize's, which prints before the observer is there
+            continue
         found = json.loads(line)
         if "found" in found:
             report[found["stage"]] = found["found"]

@@ -89,7 +89,9 @@ def test_a_patch_that_was_switched_off_is_a_problem_where_the_failure_is_not_men
 
 
 def test_a_broken_library_is_a_reason(tmp_path):
-    found = as_json(path=broken(tmp_path, "bitsandbytes", BROKEN))
+    prints = "print('hello', end='', flush=True)"
+    (tmp_path / "sitecustomize.py").write_text("import sys\nif '-c' in sys.orig_argv:\n    print('hello')")
+    found = as_json(path=broken(tmp_path, "bitsandbytes", f"{prints}\n{BROKEN}"))
     assert any(
         "bitsandbytes.linear4bit is failed: bitsandbytes.nn.modules cannot" in told for told in found["problems"]
     )
