@@ -42,7 +42,7 @@ def problems(found: Iterable[Row], fine: tuple[str, ...] = ("active", "off")) ->
         fine: the states that need no sentence.
     """
     found = list(found)
-    if all(row["state"] == "off" for row in found):
+    if found and all(row["state"] == "off" for row in found):
         deciders = ", ".join(dict.fromkeys(row["decided_by"] for row in found if row["decided_by"] != "default"))
         return [f"every patch is switched off{f', by {deciders}' if deciders else ''}: nothing is mended"]
     return [f"{row['name']} is {row['state']}: {row['reason']}" for row in found if row["state"] not in fine]
