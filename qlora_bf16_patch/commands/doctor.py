@@ -9,14 +9,17 @@ import sys
 from typing import Any
 
 from ..run import NOT_FOUND, ProgramNotFoundError
-from .progress import progress
+from .waiting import waiting
 
 USAGE = "qlora-bf16-patch doctor [--json] [PROGRAM ...]"
 DESCRIPTION = """Tells what a bug report needs: the machine, releases, each patch with its state and what this release
 does by itself, who else patches, and the reported failure without the shim and with it. With a program, which is run to
 its end first, the patches are those of its processes. Exit status 0 only where the shim works."""
-_STAGES = {
+_SAID = {  # of each stage (doctor/observer.py)
     "patches": "importing the libraries",
+    "strangers": "looking for who else patches",
+    "machine": "looking at the machine",
+    "packages": "reading which releases are installed",
     "needed": "running what each patch promises, without it and with it",
     "selftest": "generating with a tiny 4-bit Llama, without the shim and with it",
 }
@@ -43,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
         except (ProgramNotFoundError, OSError) as error:
             print(f"qlora-bf16-patch doctor: {error}", file=sys.stderr)
             return NOT_FOUND
-    with progress("starting") as tell:
-        found = report(lambda stage: tell(_STAGES.get(stage, "looking around")), program)
+    with waiting(len(_SAID)) as step:
+        found = report(lambda stage: step(_SAID[stage]), program)
     print(json.dumps(found, indent=2) if options.json else text(found))
     return 0 if found["works"] else 1

@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from ..doctor.rows import problems, with_everything_imported
-from .progress import progress
+from ..patches import CATALOGUE
+from .waiting import waiting
 
 
 def add(commands: Any) -> None:
@@ -21,8 +22,8 @@ def add(commands: Any) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    with progress("importing the libraries"):
-        found = with_everything_imported()
+    with waiting(len(CATALOGUE)) as step:
+        found = with_everything_imported(step)
     if options.json:
         print(json.dumps(found, indent=2))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import status
@@ -19,10 +19,15 @@ def rows() -> list[Row]:
     return [dataclasses.asdict(row) for row in status()]
 
 
-def with_everything_imported() -> list[Row]:
-    """Those with every library imported, as a script would; a broken one is a reason, not a crash."""
+def with_everything_imported(tell: Callable[[str], None] = lambda what: None) -> list[Row]:
+    """Those with every library imported, as a script would; a broken one is a reason, not a crash.
+
+    Args:
+        tell: is told what is being imported.
+    """
     absent = {}
     for patch in CATALOGUE:
+        tell(f"importing {patch.module}")
         try:
             importlib.import_module(patch.module)
         except Exception as error:

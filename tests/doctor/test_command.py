@@ -1,13 +1,10 @@
 """``qlora-bf16-patch doctor``, in processes of its own."""
 
-import io
 import json
 import os
-import sys
 
 import pytest
 
-from qlora_bf16_patch.commands.progress import progress
 from qlora_bf16_patch.doctor.child import observed
 from qlora_bf16_patch.doctor.text import text
 from qlora_bf16_patch.doctor.verdict import problems
@@ -132,18 +129,3 @@ def test_a_program_that_does_not_exist_is_told():
     assert (result.returncode, result.stdout) == (127, "")
     assert "there is no file 'nowhere.py'" in result.stderr
     assert len(result.stderr.splitlines()) == 1
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize(("stream", "told"), [(Terminal, True), (io.StringIO, False)])
-def test_what_it_is_doing_is_told_on_a_terminal_alone(monkeypatch, stream, told):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", stream())
-    with progress("starting") as tell:
-        tell("generating")
-    assert ("generating" in sys.stderr.getvalue()) == told
-    assert bool(sys.stderr.getvalue()) == told
