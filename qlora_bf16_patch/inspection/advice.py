@@ -19,8 +19,9 @@ _SCALER = (
     "train with bf16=True, which has no GradScaler, or keep what is trained in float32 (autocast_adapter_dtype=True)"
 )
 
-# By kind of finding, what to do, and in which words: llamafactory 0.9.5, axolotl 0.10, ms-swift 4.6, lm_eval 0.4.13 and
-# trl 1.16 were read.
+# By kind of finding what to do. The options were read in llamafactory's hparams/parser.py (0.9.5), axolotl's
+# loaders/model.py, ms-swift's base_args/quant_args.py, lm_eval's models/huggingface.py (0.4.13) and trl's
+# trainer/model_config.py (1.16).
 ADVICE: dict[str, dict[str, str]] = {
     "mismatch": {
         _ANY: "keep `import qlora_bf16_patch`, or run evaluation and generate() under torch.autocast, as training",
