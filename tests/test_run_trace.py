@@ -112,6 +112,12 @@ def test_a_quantized_model_without_peft_is_traced(run):
     assert "a k-bit model that was not taken in: it has no adapter; trace in" in result.stderr
 
 
+def test_a_model_whose_generate_alone_is_called_has_the_paths_of_the_whole(run):
+    _, traces = run("adapted().eval().generate(X)")
+    assert traces["t.json"].phases == ("generation",)
+    assert HEAD in paths(traces["t.json"])
+
+
 def test_of_several_models_the_classes_stand_before_the_paths(run):
     _, traces = run("for toy in range(2): adapted()(X)\nquantized()(X.bfloat16())")
     (trace,) = traces.values()
@@ -154,7 +160,7 @@ def test_a_program_is_traced_where_the_shim_is_switched_off(run):
     assert traces["t.json"].phases == ("training",), result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
 def test_a_process_that_is_killed_has_left_its_trace(run, number):
     result, traces = run(f"step(quantized())\nos.kill(os.getpid(), {int(number)})")
     assert result.returncode == -number
