@@ -92,6 +92,8 @@ def test_an_evaluation_that_casts_fails(model, tmp_path):
     trainer = trainer_of(model, tmp_path, AssertDtypes(), bf16=False)
     with pytest.raises(DtypeAssertionError, match=r"since the Trainer was made, where.*\n.*lm_head"):
         trainer.evaluate()
+    with torch.autocast("cpu", BF16):
+        trainer.evaluate()  # what was told is not told again
     trainer = trainer_of(model, tmp_path, AssertDtypes(), bf16=False)
     with pytest.raises(DtypeAssertionError, match="lm_head"):
         trainer.predict(trainer.eval_dataset)

@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import qlora_bf16_patch
+from qlora_bf16_patch.engine.installation import Installation
+from qlora_bf16_patch.patches import linear8bit
 from qlora_bf16_patch.watching import events
 from qlora_bf16_patch.watching.events import CastRefused
 
@@ -121,6 +123,26 @@ def test_what_a_layer_casts_to_compute_as_it_trained_is_no_mismatch():
     )
     with qlora_bf16_patch.assert_dtypes(model), torch.no_grad():
         model(toys.hidden_states(BF16))
+
+
+def test_another_methods_layer_tells_what_it_computes_in():
+    model = toys.Recipe("VERA").build().eval()
+    with qlora_bf16_patch.trace(model) as trace, torch.no_grad():
+        model(toys.hidden_states(F32))
+    told = {(cast.operand, cast.given, cast.to) for cast in trace.casts if cast.patch == "peft.tuners"}
+    there, back = ("float32", "bfloat16"), ("bfloat16", "float32")
+    assert told == {("input", *there), ("adapter", *there), ("result", *back)}
+
+
+def test_an_8_bit_layers_result_that_is_cast_back_is_told():
+    installation = Installation("bitsandbytes.linear8bit")
+    installation.on = True
+    # No layer of bitsandbytes 0.50.2 gives another dtype back on a CPU.
+    forward = linear8bit.forward(lambda layer, x: x.half(), installation)
+    told, layer = [], toys.kbit(8)
+    with listening(told), torch.no_grad():
+        assert forward(layer, toys.hidden_states(F32)).dtype == F32
+    assert told == [(("float16", "float32"), False)]
 
 
 def test_adapters_that_take_no_part_are_not_said_to_be_cast():

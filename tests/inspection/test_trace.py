@@ -109,6 +109,9 @@ def test_phases_are_compared():
     assert differences[HEAD, "autocast"] == ("bfloat16", "none")
     assert differences[HEAD, "casts"] == ("none", "linear input float32 to bfloat16")
     assert (HEAD, "inputs") not in differences
+    # Autocast cast in training what the layer's own patch casts in evaluation.
+    assert any(cast.path == PROJ for cast in trace.casts)
+    assert (PROJ, "casts") not in differences
     assert not trace.compare("training", "training")
     with pytest.raises(ValueError, match=r"no phase 'generation'.*training, evaluation"):
         trace.compare("generation", "training")
