@@ -124,7 +124,7 @@ def test_of_several_models_the_classes_stand_before_the_paths(run):
     heads = [seen.path for seen in trace.ran if seen.path.endswith("head")]
     assert heads == [f"PeftModel.{HEAD}", f"PeftModel-2.{HEAD}", "Toy.head"]
     assert {"PeftModel", "Toy"} <= paths(trace)
-    assert {cast.path for cast in trace.casts} == set(heads[:2])
+    assert {cast.path for cast in trace.mismatches()} == set(heads[:2])
     assert "Toy.unused" in trace.never_ran
 
 
@@ -152,6 +152,7 @@ def test_a_refusal_that_ends_the_program_is_told_with_its_place(run):
     assert result.returncode == 1
     assert "same dtype" in result.stderr
     assert traces["t.json"].error.startswith(f"{HEAD}: ")
+    assert traces["t.json"].error_phase == "training"
     assert paths(traces["t.json"]) >= {"base_model.model.proj", "base_model.model.norm"}
 
 

@@ -28,7 +28,7 @@ from .calls import Here
 from .dtypes import weight_of
 from .hooks import hook, wrap_generate
 from .observed import Ran
-from .trace import Trace
+from .trace import PHASE, Trace
 
 EVERY = 10  # seconds from one writing to the next, so that a process that is killed has left nearly all
 
@@ -59,7 +59,8 @@ class ProgramTrace(Trace):
     def start(self) -> None:
         """Look at each module of the process that is called, and hear of each cast.
 
-        Not by torch's own global hooks: those are given no keyword arguments, and torch.compile warns of them."""
+        Not by torch's own global hooks: those are given no keyword arguments, and torch.compile warns of them.
+        """
         call: Any = torch.nn.Module.__call__
         known, look = self._looked_at, self._look
 
@@ -104,6 +105,7 @@ class ProgramTrace(Trace):
         if isinstance(error, Exception) and is_of_dtypes(error):
             place = getattr(error, events.PATH, type(error).__name__)
             trace.error = f"{named(place)}: {str(error).splitlines()[0]}"
+            trace.error_phase = getattr(error, PHASE, None)
         return trace
 
     def _look(self, module: torch.nn.Module) -> None:

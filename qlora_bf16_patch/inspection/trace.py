@@ -26,7 +26,7 @@ from .observed import CastSeen, Ran, from_row, to_row
 from .table import COLUMNS, casts, remarks, rich_table, tables
 
 FORMAT = "qlora_bf16_patch trace 1"
-_PHASE = "_qlora_bf16_patch_phase"  # an attribute of an error that passes through a module
+PHASE = "_qlora_bf16_patch_phase"  # an attribute of an error that passes through a module
 _traced: set[int] = set()
 
 
@@ -95,7 +95,7 @@ class Trace(Shown):
         self._stack.close()
         if isinstance(error, Exception) and is_of_dtypes(error):
             self.error = f"{getattr(error, PATH, type(self._model).__name__)}: {str(error).splitlines()[0]}"
-            self.error_phase = getattr(error, _PHASE, None)
+            self.error_phase = getattr(error, PHASE, None)
         paths = {seen.path for seen in self.ran}
         phases = self.phases
         self.ran = Counter(
@@ -228,7 +228,7 @@ class Trace(Shown):
         error = sys.exc_info()[1]
         if result is None and error is not None and id(error) != call.handled:
             vars(error).setdefault(PATH, path)  # of the innermost one
-            vars(error)[_PHASE] = self._phase or here.phase
+            vars(error)[PHASE] = self._phase or here.phase
             return
         weight, compute, phase = weight_of(module), compute_of(module), self._phase or here.phase
         name, outputs = type(module).__name__, floating_dtypes(result)
