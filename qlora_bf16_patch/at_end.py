@@ -117,7 +117,7 @@ def _tell() -> None:
     models = _count("numerics.training", "taken_in")
     if _models_before == models and not (where or wrong or _count("watching.events", "modules_cast")):
         return  # a worker that loads data
-    done = "a k-bit model that was not taken in: it has no adapter" if where and not models else summary()
+    done = f"{_active()} patches active; no k-bit model was taken in" if where and not models else summary()
     wrong = [*_failed(), *wrong]
     if wrong or not _quiet:
         children.tell("; ".join([done, *where, *wrong]))
@@ -125,16 +125,20 @@ def _tell() -> None:
 
 def summary() -> str:
     """What the shim did in this process."""
-    from . import status
-
     models = _count("numerics.training", "taken_in")
     if not models:
         return "no k-bit model was seen here"
-    active, modules = sum(row.state == "active" for row in status()), _count("watching.events", "modules_cast")
+    modules = _count("watching.events", "modules_cast")
     return (
-        f"{active} patches active; {models} k-bit model{'s' * (models > 1)}; "
+        f"{_active()} patches active; {models} k-bit model{'s' * (models > 1)}; "
         f"casts in {modules} module{'s' * (modules != 1)}"
     )
+
+
+def _active() -> int:
+    from . import status
+
+    return sum(row.state == "active" for row in status())
 
 
 def _failed() -> list[str]:

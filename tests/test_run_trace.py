@@ -109,7 +109,7 @@ def test_a_quantized_model_without_peft_is_traced(run):
     result, traces = run("quantized().eval().generate(X.bfloat16())")
     assert traces["t.json"].phases == ("generation",), result.stderr
     assert paths(traces["t.json"]) == {"", "proj", "norm", "head"}
-    assert "a k-bit model that was not taken in: it has no adapter; trace in" in result.stderr
+    assert "patches active; no k-bit model was taken in; trace in t.json" in result.stderr
 
 
 def test_a_model_whose_generate_alone_is_called_has_the_paths_of_the_whole(run):
@@ -159,6 +159,7 @@ def test_a_refusal_that_ends_the_program_is_told_with_its_place(run):
 def test_a_program_is_traced_where_the_shim_is_switched_off(run):
     result, traces = run("step(quantized())", QLORA_BF16_PATCH="off")
     assert traces["t.json"].phases == ("training",), result.stderr
+    assert ": 0 patches active; no k-bit model was taken in; trace in t.json" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
