@@ -3,12 +3,12 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test sweep bench matrix matrix-check engines cuda torch engine programs demo clean
+.PHONY: test sweep bench matrix matrix-check engines cuda torch engine programs docs demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,cli,matrix]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,cli,matrix,docs]'
 	touch $@
 
 test: .venv/installed
@@ -50,6 +50,10 @@ engines: .venv/installed
 # The programs of docs/programs.md, each in an environment of its own; one of them: make programs PROGRAM=trl
 programs: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/nox --envdir .venv/programs -s "programs$(if $(PROGRAM),($(PROGRAM)))"
+
+# The site, in build/site
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 demo: .venv/installed
 	@echo '== without the shim: training goes on, and every generate() of the callback fails'

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..versions.counting import cases
 
-# Contracts A to D, the rows of the README's table, PEFT's methods, training's parity, and the sweep's selection.
+# Contracts A to D, the rows of docs/failures.md, PEFT's methods, training's parity, and the sweep's selection.
 FILES = [
     "tests/cuda/test_device.py",
     *(f"tests/patches/test_{name}.py" for name in ("linear4bit", "linear8bit", "lora", "tuners", "boundary")),

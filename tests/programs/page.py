@@ -37,7 +37,7 @@ by the command above as well, with the same losses, casts and texts.
     echo 'import qlora_bf16_patch' > switched_on/sitecustomize.py
     PYTHONPATH=$PWD/switched_on llamafactory-cli train sft.yaml
 
-The shim loads no library by itself, so this costs other programs 1.35 times `import wrapt` (README, *Cost*). Its
+The shim loads no library by itself, so this costs other programs 1.35 times `import wrapt` ([cost](cost.md)). Its
 switches work as ever: `QLORA_BF16_PATCH_LOG=info` tells where something is cast, `QLORA_BF16_PATCH=off` is off. Where
 the system has a `sitecustomize` of its own (Ubuntu's writes reports of crashes), the folder's takes its place.
 """
@@ -62,7 +62,7 @@ SWITCHED_ON = {
     "lm_eval": (
         "lm_eval",
         "PYTHONPATH=$PWD/switched_on lm_eval --model hf --model_args pretrained=MODEL,peft=ADAPTER,load_in_4bit=True",
-        "Do not compare a score with the shim to one without: see the README's *Before you decide*.",
+        "Do not compare a score with the shim to one without: see [before you decide](before-you-decide.md).",
     ),
     "qlora": (
         "The original QLoRA script",
@@ -83,8 +83,8 @@ rounding chooses another. Without the shim PEFT computes adapters in float32 out
 what they computed in training, and what lies between the layers keeps its dtype. In 8 bits the reference itself rounds:
 under a CPU's autocast bitsandbytes multiplies integers in half precision, which the shim does not
 ([contracts](contracts.md)). On both sides bitsandbytes is kept from repacking weights for this CPU, which rounds them,
-too (README, *Before you decide*). Who wants autocast's own rounding in every `generate()` switches the patch
-`transformers.generate` on.
+too ([before you decide](before-you-decide.md)). Who wants autocast's own rounding in every `generate()` switches the
+patch `transformers.generate` on.
 """
 
 

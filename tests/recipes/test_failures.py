@@ -1,7 +1,7 @@
 """The failures that users report, a test a row: each shows the defect unpatched, then mended.
 
-``ROWS`` is the table of the README. Where no forward can mend a row it stands in ``OUT_OF_REACH`` with what the user is
-told instead.
+``ROWS`` is the table of docs/failures.md. Where no forward can mend a row it stands in ``OUT_OF_REACH`` with what the
+user is told instead.
 """
 
 import contextlib
@@ -60,9 +60,9 @@ def test_every_row_has_a_test_or_a_reason():
     tested = {int(found[1]) for name in globals() if (found := re.match(r"test_row_(\d+)_", name))}
     assert tested == set(ROWS)
     assert sorted([*tested, *OUT_OF_REACH]) == list(range(1, 23))
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
     for row in range(1, 23):
-        assert re.search(rf"^\| {row} \|", readme, re.MULTILINE), row
+        assert re.search(rf"^\| {row} \|", page, re.MULTILINE), row
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tomllib
+from packaging.version import Version
 
 from qlora_bf16_patch.patches.versions import FLOORS
 
@@ -27,6 +28,20 @@ ASKED_FOR = (
     "Python {python} or newer; wrapt {wrapt} to 2.x, torch {torch}, PEFT {peft} and bitsandbytes {bitsandbytes} or "
     "newer are asked for."
 ).format(**FLOORS)
+
+
+def run_with() -> str:
+    """The oldest and the newest release of each library that was recorded, in words."""
+    words = []
+    for name in LIBRARIES:
+        found = {
+            Version(record["versions"][name]).public for record in records().values() if name in record["versions"]
+        }
+        oldest, *_, newest = sorted(found, key=Version)
+        words.append(f"{name} {oldest} to {newest}")
+    return ", ".join(words)
+
+
 INTRODUCTION = f"""\
 # Versions
 
