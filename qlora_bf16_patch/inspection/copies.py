@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -39,18 +40,35 @@ class Generate:
     """A model's ``generate`` under a trace.
 
     Args:
-        original: what is called.
+        module: the model.
+        original: its ``generate`` as it is now.
         own: what stood in the model itself, not in its class; or None.
         around: what it is called inside of.
     """
 
-    def __init__(self, original: Any, own: Any, around: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        original: Any,
+        own: Any,
+        around: Callable[[], contextlib.AbstractContextManager[Any]],
+    ) -> None:
         functools.update_wrapper(self, original)
-        self.original, self.own, self.around = original, own, around
+        self.module, self.own, self.around = module, own, around
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.around():
-            return self.original(*args, **kwargs)
+            return self._current()(*args, **kwargs)
+
+    def _current(self) -> Any:
+        """Looked up at each call, since ``transformers.generate`` patches the class when it is switched on."""
+        if self.own is not None:
+            return self.own
+        try:
+            found = inspect.getattr_static(type(self.module), "generate")
+        except AttributeError:  # PEFT's tuners give what their model has
+            return self.module.__getattr__("generate")
+        return found.__get__(self.module, type(self.module)) if hasattr(found, "__get__") else found
 
 
 def keep_out_of_copies(module: torch.nn.Module) -> Callable[[], None]:

@@ -61,7 +61,7 @@ def wrap_generate(module: torch.nn.Module, around: Around) -> Iterator[Callable[
     original = _generate_of(module)
     if callable(original) and not isinstance(original, torch.nn.Module):
         own = module.__dict__.get("generate")
-        module.__dict__["generate"] = Generate(original, own, around)
+        module.__dict__["generate"] = Generate(module, original, own, around)
         yield functools.partial(_put_back, module, own)
 
 

@@ -403,6 +403,20 @@ def test_the_place_of_an_error_is_its_own_and_not_that_of_one_before():
         assert trace.error.startswith(place)
 
 
+@pytest.mark.parametrize("path", ["", "base_model", "base_model.model"])
+def test_a_generate_that_is_patched_in_the_block_is_the_one_that_runs(monkeypatch, path):
+    model = lora_model(toy=Generates())
+
+    def under_autocast(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.eval()(x)
+
+    with qlora_bf16_patch.trace(model) as trace:
+        monkeypatch.setattr(Generates, "generate", under_autocast)
+        model.get_submodule(path).generate(X)
+    assert {seen.autocast for seen in rows(trace, HEAD, "generation")} == {"bfloat16"}
+
+
 def test_a_generate_that_cannot_be_looked_at_is_left_alone():
     class Broken(Toy):
         @property
