@@ -61,7 +61,8 @@ def test_none_is_told(tmp_path, capsys):
     ("content", "told"),
     [
         (None, "No such file"),
-        (b"{not json", "neither a trace nor a report"),
+        (b"{not json", "neither a trace nor a report: it is no JSON (Expecting property name"),
+        (b"<!doctype html>", "Trace.to_json, Report.to_json and `qlora-bf16-patch run --trace` write one."),
         (b"[1]", "it has no format"),
         (b'{"format": "another 3"}', "its format is 'another 3'"),
         (b'{"format": ["qlora"]}', "its format is ['qlora']"),
