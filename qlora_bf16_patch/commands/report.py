@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -22,6 +23,8 @@ def main(options: argparse.Namespace) -> int:
     try:
         found = read(options.file)
         if options.html:
+            if os.path.exists(options.html) and os.path.samefile(options.html, options.file):
+                raise ValueError(f"--html {options.html} would overwrite FILE: name another file for the page.")
             found.to_html(options.html)
             return 0
     except (ValueError, OSError) as error:

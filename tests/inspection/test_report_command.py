@@ -95,6 +95,14 @@ def test_a_page_is_written(request, tmp_path, capsys, name):
     assert page.read_text(encoding="utf-8") == written.to_html() and capsys.readouterr().out == ""
 
 
+def test_a_page_never_overwrites_what_it_is_made_of(trace, tmp_path, capsys):
+    file = tmp_path / "trace.json"
+    text = file.read_text()
+    assert main(["report", str(file), "--html", str(tmp_path / "." / "trace.json")]) == 2
+    assert file.read_text() == text
+    assert "would overwrite FILE: name another file" in capsys.readouterr().err
+
+
 def test_a_page_that_cannot_be_written_is_told(trace, tmp_path, capsys):
     assert main(["report", str(tmp_path / "trace.json"), "--html", str(tmp_path / "none" / "page.html")]) == 2
     assert "No such file or directory" in capsys.readouterr().err
