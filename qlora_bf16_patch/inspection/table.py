@@ -46,7 +46,8 @@ def remarks(trace: Any) -> list[str]:
         told.append(f"It ended with torch's refusal in {trace.error}")
     if trace.never_ran:
         shown = ", ".join(trace.never_ran[:4]) + (", ..." if len(trace.never_ran) > 4 else "")
-        told.append(f"{len(trace.never_ran)} modules with a weight never ran: {shown}")
+        modules = f"{len(trace.never_ran)} module{'s' * (len(trace.never_ran) > 1)}"
+        told.append(f"{modules} with a weight never ran: {shown}")
     return told
 
 

@@ -179,7 +179,7 @@ def test_a_module_that_never_ran_is_told():
     with qlora_bf16_patch.trace(model) as trace:
         model(X)
     assert trace.never_ran == ("base_model.model.unused",)
-    assert "1 modules with a weight never ran: base_model.model.unused" in str(trace)
+    assert "1 module with a weight never ran: base_model.model.unused" in str(trace)
 
 
 def test_a_model_without_a_quantized_layer_is_told():
