@@ -18,6 +18,7 @@ from ..watching.running import has_compiled
 from .casts import Casts, listening
 from .expected import Wanted, Wrong, adapting, computing, matching
 from .folding import Row, folded
+from .given import expect_module
 from .hooks import hooked
 from .observed import CastSeen
 
@@ -48,6 +49,7 @@ def check(
 ) -> None:
     """Look at a model, which is not run; arguments and errors are those of :func:`qlora_bf16_patch.assert_dtypes`."""
     __tracebackhide__ = True  # pytest shows the line that asserts, as with torch.testing.assert_close
+    expect_module(model, "assert_dtypes")
     name = type(model).__name__
     if not is_kbit_model(model):
         raise ValueError(

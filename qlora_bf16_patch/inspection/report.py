@@ -16,6 +16,7 @@ from .advice import program_in_use
 from .findings import find
 from .findings.finding import Finding, Looked
 from .folding import folded, labels
+from .given import expect_module
 from .held import Held, held_by
 from .observed import from_row, to_row
 from .table import as_rich
@@ -161,11 +162,7 @@ def report(model: torch.nn.Module, installations: Sequence[Installation] = ()) -
         model: one with 4- or 8-bit layers.
         installations: what the patches have put in place.
     """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(
-            f"report takes a torch.nn.Module, and was given {type(model).__name__}: give the model itself, as "
-            "trainer.model."
-        )
+    expect_module(model, "report")
     if not is_kbit_model(model):
         raise ValueError(
             f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to report. Give the "

@@ -21,6 +21,7 @@ from .calls import Call, Here
 from .casts import listening, paths_in, seen_in
 from .differences import Difference, differences
 from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
+from .given import expect_module
 from .hooks import around_generate, hooked
 from .observed import CastSeen, Ran, from_row, to_row
 from .table import COLUMNS, casts, remarks, rich_table, tables
@@ -48,6 +49,7 @@ class Trace(Shown):
         error_phase: the phase that it was in, where a module was called.
 
     Raises:
+        TypeError: it is no module.
         ValueError: the model has no quantized layer.
     """
 
@@ -62,7 +64,10 @@ class Trace(Shown):
         self._stack = contextlib.ExitStack()
         self._here = Here()
         self._order: dict[str, int] = {}  # as they were entered first
-        if model is not None and not is_kbit_model(model):
+        if model is None:
+            return
+        expect_module(model, "trace")
+        if not is_kbit_model(model):
             raise ValueError(
                 f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to trace. Give the "
                 "model that was loaded with a BitsAndBytesConfig, or the one that PEFT has made of it."

@@ -157,6 +157,8 @@ def test_a_keyword_with_nothing_to_look_at_is_an_error():
         qlora_bf16_patch.assert_dtypes(toys.Toy(8), compute=BF16)
     with pytest.raises(ValueError, match="Linear has no bitsandbytes 4- or 8-bit layer"):
         qlora_bf16_patch.assert_dtypes(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"assert_dtypes takes a torch\.nn\.Module, and was given str"):
+        qlora_bf16_patch.assert_dtypes("model")
 
 
 def test_a_cast_in_the_block_fails_with_its_place_operation_dtypes_and_advice():

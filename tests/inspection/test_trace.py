@@ -187,6 +187,11 @@ def test_a_model_without_a_quantized_layer_is_told():
         qlora_bf16_patch.trace(nn.Linear(2, 2))
 
 
+def test_what_is_no_module_is_told():
+    with pytest.raises(TypeError, match=r"trace takes a torch\.nn\.Module, and was given str"):
+        qlora_bf16_patch.trace("model")
+
+
 def test_a_trace_within_a_trace_is_told_and_leaves_the_outer_one():
     model = lora_model()
     with qlora_bf16_patch.trace(model) as trace:
