@@ -331,6 +331,7 @@ def test_options_reach_it(script):
         ((), ("no-such-command",), 127, "there is no command 'no-such-command' on PATH"),
         ((), (), 2, "which program?"),
         (("--enable", "peft.bondary"), ("-m", "this"), 2, "Did you mean 'peft.boundary'?"),
+        (("--disable", "peft.tuners, lora"), ("-m", "this"), 2, "error: argument --disable: 'lora' is not known."),
         (("--log", "loud"), ("-m", "this"), 2, "invalid choice"),
     ],
 )
