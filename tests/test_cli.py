@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from qlora_bf16_patch.commands import main
 from qlora_bf16_patch.patches import CATALOGUE
 
 BROKEN = 'raise OSError("libbitsandbytes.so: cannot open shared object file")'
@@ -43,6 +44,14 @@ def test_the_table_shows_name_state_reason_decider_and_version():
         "switched off by environment (QLORA_BF16_PATCH_DISABLE)",
         "environment (QLORA_BF16_PATCH_DISABLE)",
     ]
+
+
+def test_the_help_speaks_to_who_runs_it(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "See what is patched and in which dtypes a model computes, and start programs" in told
+    assert "doctor tells whether the shim works here." in told
 
 
 def check(**options):

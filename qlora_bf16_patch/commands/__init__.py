@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from . import doctor, report, run, status
 from .program import Parser, complete
 
+DESCRIPTION = "See what is patched and in which dtypes a model computes, and start programs with the shim on."
+EPILOG = "COMMAND --help tells more of a command; doctor tells whether the shim works here."
+
 # Each has ``add(commands)``, which adds its parser, with the function that runs it as the default of ``main``.
 COMMANDS = (status, doctor, report, run)
 
 
 def parser() -> argparse.ArgumentParser:
     """That of the whole command line."""
-    result = argparse.ArgumentParser(prog="qlora-bf16-patch", description=__doc__)
+    result = argparse.ArgumentParser(prog="qlora-bf16-patch", description=DESCRIPTION, epilog=EPILOG)
     commands = result.add_subparsers(dest="command", required=True, parser_class=Parser)
     for command in COMMANDS:
         command.add(commands)
