@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from ..doctor.rows import problems, with_everything_imported
+from ..engine.tables import as_text
 from ..patches import CATALOGUE
 from .waiting import waiting
 
@@ -35,21 +36,24 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
+    """By rich on a terminal, where it is there; a pipe is given plain lines, which are not folded."""
     columns = ("name", "state", "reason", "decided_by", "version")
+    cells = [[str(row[column] or "") for column in columns] for row in rows]
     notes = [f"{row['name']}: {note}" for row in rows for note in row["notes"]]
-    try:
-        from rich.console import Console
-        from rich.table import Column, Table
-    except ImportError:
-        for row in rows:
-            print("  ".join(str(row[column]) for column in columns))
-        print(*notes, sep="\n", end="\n" * bool(notes))
-        return
-    # Names are what a user types; a long word of a reason is not cut off.
-    table = Table(*(Column(column, no_wrap=column == "name", overflow="fold") for column in columns))
-    for row in rows:
-        table.add_row(*(str(row[column] or "") for column in columns))
-    console = Console()
-    console.print(table)
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+            from rich.table import Column, Table
+        except ImportError:
+            pass
+        else:
+            # Names are what a user types; a long word of a reason is not cut off.
+            table = Table(*(Column(column, no_wrap=column == "name", overflow="fold") for column in columns))
+            for row in cells:
+                table.add_row(*row)
+            console = Console()
+            console.print(table)
+            for note in notes:
+                console.print(note, markup=False, highlight=False, soft_wrap=True)
+            return
+    print(as_text([("", columns, cells)], notes))
