@@ -38,13 +38,18 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _show(found: Any) -> None:
-    """By rich on a terminal, where it is there; a pipe is given plain lines, which are not folded."""
+    """By rich on a terminal that is wide enough; else plain lines, since a tree in folded columns is none."""
     if sys.stdout.isatty():
         try:
-            from rich import print as rich_print
+            from rich.console import Console
+            from rich.table import Table
         except ImportError:
             pass
         else:
-            rich_print(found)
-            return
+            console, shown = Console(), found.__rich__()
+            whole = console.options.update(width=10_000)
+            tables = [part for part in shown.renderables if isinstance(part, Table)]
+            if all(console.measure(table, options=whole).maximum <= console.width for table in tables):
+                console.print(shown)
+                return
     print(found)

@@ -1,5 +1,7 @@
 """``qlora-bf16-patch report FILE``."""
 
+import sys
+
 import pytest
 import torch
 
@@ -34,6 +36,17 @@ def test_a_file_is_shown_as_it_was_written(request, tmp_path, capsys, name):
     written = request.getfixturevalue(name)
     assert main(["report", str(tmp_path / f"{name}.json")]) == 0
     assert capsys.readouterr().out == f"{written}\n"
+
+
+@pytest.mark.parametrize("name", ["trace", "report"])
+def test_a_terminal_shows_borders_where_no_column_is_folded(request, tmp_path, capsys, monkeypatch, name):
+    written = request.getfixturevalue(name)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for columns, bordered in (("300", True), ("80", False)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["report", str(tmp_path / f"{name}.json")]) == 0
+        out = capsys.readouterr().out
+        assert ("┏" in out, out == f"{written}\n") == (bordered, not bordered)
 
 
 def test_the_mismatches_of_a_trace_alone(trace, tmp_path, capsys):
