@@ -118,6 +118,8 @@ def _tell() -> None:
     if _models_before == models and not (where or wrong or _count("watching.events", "modules_cast")):
         return  # a worker that loads data
     done = f"{_active()} patches active; no k-bit model was taken in" if where and not models else summary()
+    if _traced is not None and not where and not wrong:
+        where = ["no trace of this process"]
     wrong = [*_failed(), *wrong]
     if wrong or not _quiet:
         children.tell("; ".join([done, *where, *wrong]))
