@@ -408,6 +408,26 @@ def test_the_place_of_an_error_is_its_own_and_not_that_of_one_before():
         assert trace.error.startswith(place)
 
 
+def test_what_trains_and_generates_alike_differs_in_the_loss_alone():
+    class WithLoss(Generates):
+        def forward(self, x):
+            result = super().forward(x)
+            return (result, result.float().sum()) if self.training else result
+
+    model = lora_model(toy=WithLoss())
+    with qlora_bf16_patch.trace(model) as trace, torch.autocast("cpu", torch.bfloat16):
+        model.train()(X)
+        model.get_base_model().generate(X)
+    assert [(one.path, one.column) for one in trace.compare("training", "generation")] == [
+        ("base_model.model", "outputs")
+    ]
+    with qlora_bf16_patch.trace(model) as trace:
+        with torch.autocast("cpu", torch.bfloat16):
+            model.train()(X)
+        model.get_base_model().generate(X)
+    assert any(one.column != "outputs" for one in trace.compare("training", "generation"))
+
+
 @pytest.mark.parametrize("path", ["", "base_model", "base_model.model"])
 def test_a_generate_that_is_patched_in_the_block_is_the_one_that_runs(monkeypatch, path):
     model = lora_model(toy=Generates())
