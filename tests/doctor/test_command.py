@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+import qlora_bf16_patch
 from qlora_bf16_patch.doctor.child import observed
 from qlora_bf16_patch.doctor.text import text
 from qlora_bf16_patch.doctor.verdict import problems
@@ -53,7 +54,7 @@ def test_where_all_is_well_it_says_so_with_the_reported_failure_off_and_on(healt
 
 def test_the_text_has_all_of_it(healthy):
     shown = text(healthy)
-    assert shown.startswith("qlora-bf16-patch 0.1.0 works here.\n")
+    assert shown.startswith(f"qlora-bf16-patch {qlora_bf16_patch.__version__} works here.\n")
     told = " ".join(shown.split())
     for patch in CATALOGUE:
         assert f" {patch.name}: " in told
