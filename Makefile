@@ -3,7 +3,7 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test sweep bench matrix matrix-check engines cuda torch engine programs docs demo clean
+.PHONY: test sweep bench matrix matrix-check engines cuda torch engine programs docs lint package demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,15 @@ QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRE
 
 test: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The sdist and the wheel, in dist/, as pip builds them
+package: .venv/installed
+	$(BIN)/nox -s package
 
 # What the tests say on CUDA: on an emulated GPU, or, with DEVICE=cuda, on a real one
 cuda: .venv/installed

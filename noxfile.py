@@ -1,11 +1,12 @@
 """``make matrix``, ``torch``, ``engine``, ``engines``, ``programs``: what the shim does elsewhere is recorded.
 
-Each has an environment of its own.
+``package`` builds it. Each has an environment of its own.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def engine(session: nox.Session) -> None:
     for release in ENGINE["wrapt"]:
         session.install("--quiet", f"wrapt=={release}")
         session.run("python", "-m", "tests.versions.engine", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the sdist and, of it, the wheel, each in an environment of pip's, and have twine look at them."""
+    session.install("--quiet", "build", "twine", "readme-renderer[md]")
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *(f"dist/{file.name}" for file in (ROOT / "dist").iterdir()))
 
 
 @nox.session
