@@ -153,6 +153,7 @@ def test_a_refusal_that_ends_the_program_is_told_with_its_place(run):
     assert "same dtype" in result.stderr
     assert traces["t.json"].error.startswith(f"{HEAD}: ")
     assert traces["t.json"].error_phase == "training"
+    assert traces["t.json"].never_ran == ("base_model.model.unused",)
     assert paths(traces["t.json"]) >= {"base_model.model.proj", "base_model.model.norm"}
 
 

@@ -99,7 +99,7 @@ class ProgramTrace(Trace):
             trace.ran[replace(seen, path=named(seen.path))] += counts[seen]
         for cast, count in casts.items():
             trace.casts[replace(cast, path=named(cast.path))] += count
-        reached = {seen.path for seen in counts}
+        reached = {seen.path for seen in counts} | self._raised
         trace.never_ran = tuple(named(key) for key in self._weights if key not in reached and self._ran(key, prefixes))
         error = getattr(sys, "last_value", None)  # what ends the process
         if isinstance(error, Exception) and is_of_dtypes(error):
@@ -207,6 +207,7 @@ class ProgramTrace(Trace):
         self._lock, self._due = threading.RLock(), 0.0
         self.ran.clear()
         self.casts.clear()
+        self._raised.clear()
 
     def _fail(self, error: Exception) -> None:
         self.failure = self.failure or f"{type(error).__name__}: {error}"

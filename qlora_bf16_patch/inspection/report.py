@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..engine.tables import Section, Shown
-from ..hosts.bitsandbytes import is_kbit_model
 from .advice import program_in_use
 from .findings import find
 from .findings.finding import Finding, Looked
 from .folding import folded, labels
-from .given import expect_module
+from .given import expect_kbit_model
 from .held import Held, held_by
 from .observed import from_row, to_row
 from .table import as_rich
@@ -162,12 +161,7 @@ def report(model: torch.nn.Module, installations: Sequence[Installation] = ()) -
         model: one with 4- or 8-bit layers.
         installations: what the patches have put in place.
     """
-    expect_module(model, "report")
-    if not is_kbit_model(model):
-        raise ValueError(
-            f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to report. Give the "
-            "model that was loaded with a BitsAndBytesConfig, or the one that PEFT has made of it."
-        )
+    expect_kbit_model(model, "report")
     looked = Looked(model, program_in_use(), installations)
     on_meta = sum(parameter.is_meta for parameter in model.parameters())
     return Report(type(model).__name__, looked.program, list(held_by(model)), list(find(looked)), on_meta)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ..engine.tables import Section, Shown
-from ..hosts.bitsandbytes import is_kbit_model
 from ..watching import events
 from ..watching.events import PATH
 from ..watching.refusals import is_of_dtypes
@@ -21,7 +20,7 @@ from .calls import Call, Here
 from .casts import listening, paths_in, seen_in
 from .differences import Difference, differences
 from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
-from .given import expect_module
+from .given import expect_kbit_model
 from .hooks import around_generate, hooked
 from .observed import CastSeen, Ran, from_row, to_row
 from .table import COLUMNS, casts, remarks, rich_table, tables
@@ -64,14 +63,9 @@ class Trace(Shown):
         self._stack = contextlib.ExitStack()
         self._here = Here()
         self._order: dict[str, int] = {}  # as they were entered first
-        if model is None:
-            return
-        expect_module(model, "trace")
-        if not is_kbit_model(model):
-            raise ValueError(
-                f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to trace. Give the "
-                "model that was loaded with a BitsAndBytesConfig, or the one that PEFT has made of it."
-            )
+        self._raised: set[str] = set()
+        if model is not None:
+            expect_kbit_model(model, "trace")
 
     def __enter__(self) -> Trace:
         model = self._model
@@ -101,7 +95,7 @@ class Trace(Shown):
         if isinstance(error, Exception) and is_of_dtypes(error):
             self.error = f"{getattr(error, PATH, type(self._model).__name__)}: {str(error).splitlines()[0]}"
             self.error_phase = getattr(error, PHASE, None)
-        paths = {seen.path for seen in self.ran}
+        paths = {seen.path for seen in self.ran} | self._raised
         phases = self.phases
         self.ran = Counter(
             dict(sorted(self.ran.items(), key=lambda item: (phases.index(item[0].phase), self._order[item[0].path])))
@@ -234,6 +228,7 @@ class Trace(Shown):
         if result is None and error is not None and id(error) != call.handled:
             vars(error).setdefault(PATH, path)  # of the innermost one
             vars(error)[PHASE] = self._phase or here.phase
+            self._raised.add(path)
             return
         weight, compute, phase = weight_of(module), compute_of(module), self._phase or here.phase
         name, outputs = type(module).__name__, floating_dtypes(result)

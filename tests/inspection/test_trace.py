@@ -210,6 +210,7 @@ def test_an_error_in_the_block_leaves_no_hook_and_is_told_with_its_place():
             model(X)
     assert not hooks(model)
     assert trace.error.startswith(f"{HEAD}: ")
+    assert not trace.never_ran
     assert "It ended with torch's refusal in base_model.model.head" in str(trace)
 
 
