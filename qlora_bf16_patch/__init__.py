@@ -81,6 +81,7 @@ def guard(model: torch.nn.Module) -> torch.nn.Module:
         The same model.
 
     Raises:
+        TypeError: it is no module.
         ValueError: the model has no bitsandbytes layer.
 
     Example:

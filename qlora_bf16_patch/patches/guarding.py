@@ -21,8 +21,11 @@ def guard(model: nn.Module, installation: Callable[[str], Installation]) -> None
         installation: gives a patch's by its name.
 
     Raises:
+        TypeError: it is no module.
         ValueError: it has none.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"guard takes a model, a torch.nn.Module, and was given {type(model).__name__}.")
     if not is_kbit_model(model):
         raise ValueError(f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to guard.")
     for module in model.modules():

@@ -393,6 +393,8 @@ def test_guard_mends_a_model_without_peft():
 def test_guard_refuses_a_model_that_has_nothing_to_guard():
     with pytest.raises(ValueError, match="Linear has no bitsandbytes 4- or 8-bit layer"):
         qlora_bf16_patch.guard(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="was given str"):
+        qlora_bf16_patch.guard("a model")
 
 
 def test_a_cast_is_told_once_per_module_with_its_path(caplog):

@@ -18,8 +18,8 @@ from ..advice import advice
 from ..dtypes import short
 from .finding import Finding, Looked
 
-_UNIFORM = "it makes one tensor of them, and raises: Must flatten tensors with uniform dtype"
-_INTEGERS = "it makes one tensor of them, and raises: Cannot flatten integer dtype tensors"
+_UNIFORM = "under FSDP1 one unit's parameters become one tensor, which raises: Must flatten tensors with uniform dtype"
+_INTEGERS = "under FSDP1 one unit's parameters become one tensor, which raises: Cannot flatten integer dtype tensors"
 
 
 def find(looked: Looked) -> Iterator[Finding]:

@@ -11,8 +11,10 @@ from ..dtypes import short
 from .finding import Finding, Looked
 from .flow import Meeting, meetings
 
-_REFUSED = "outside of autocast torch refuses that, in evaluation and in generate(); with the shim it is cast there"
-_OWN_CODE = "unless its own code casts, torch refuses that outside of autocast; with the shim it is cast there"
+_REFUSED = "outside of autocast, in evaluation and in generate(), torch refuses the mixture of dtypes; with the shim it is cast"
+_OWN_CODE = (
+    "outside of autocast torch refuses the mixture of dtypes, unless the module's code casts; with the shim it is cast"
+)
 
 
 def find(looked: Looked) -> Iterator[Finding]:
