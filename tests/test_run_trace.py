@@ -157,6 +157,14 @@ def test_a_refusal_that_ends_the_program_is_told_with_its_place(run):
     assert paths(traces["t.json"]) >= {"base_model.model.proj", "base_model.model.norm"}
 
 
+def test_a_refusal_that_the_program_catches_is_told(run):
+    text = "model = quantized().eval()\nfor _ in range(2):\n    try: model(X)\n    except RuntimeError: pass"
+    result, traces = run(text)
+    (line,) = traces["t.json"].spoken_mismatches()
+    assert line.startswith("evaluation: torch refused in head: ")
+    assert "head" not in traces["t.json"].never_ran, result.stderr
+
+
 def test_a_program_is_traced_where_the_shim_is_switched_off(run):
     result, traces = run("step(quantized())", QLORA_BF16_PATCH="off")
     assert traces["t.json"].phases == ("training",), result.stderr

@@ -63,6 +63,26 @@ class CastSeen:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A refusal of dtypes that got out of the traced model; how often is counted beside it.
+
+    Attributes:
+        path: of the innermost module around it.
+        module: its class.
+        phase: as :class:`Ran` has it.
+        message: the first line of what torch said.
+    """
+
+    path: str
+    module: str
+    phase: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"torch refused in {self.path or self.module}: {self.message}"
+
+
 def to_row(seen: Any, count: int) -> dict[str, Any]:
     """A row of JSON."""
     return {**dataclasses.asdict(seen), "count": count}

@@ -28,7 +28,8 @@ from .calls import Here
 from .dtypes import weight_of
 from .hooks import hook, wrap_generate
 from .observed import Ran
-from .trace import PHASE, Trace
+from .refused import PHASE
+from .trace import Trace
 
 EVERY = 10  # seconds from one writing to the next, so that a process that is killed has left nearly all
 
@@ -82,7 +83,7 @@ class ProgramTrace(Trace):
         """
         trace = Trace()
         phases, counts, casts = self.phases, Counter(self.ran), Counter(self.casts)
-        keys = [*(seen.path for seen in counts), *(cast.path for cast in casts)]
+        keys = [*(seen.path for seen in counts), *(cast.path for cast in casts), *(one.path for one in self.refused)]
         models = sorted({self._place(key)[0] for key in keys if key in self._names})
         prefixes = dict(_prefixes(models, self._classes))
 
@@ -99,8 +100,9 @@ class ProgramTrace(Trace):
             trace.ran[replace(seen, path=named(seen.path))] += counts[seen]
         for cast, count in casts.items():
             trace.casts[replace(cast, path=named(cast.path))] += count
-        reached = {seen.path for seen in counts} | self._raised
-        trace.never_ran = tuple(named(key) for key in self._weights if key not in reached and self._ran(key, prefixes))
+        for refused, count in Counter(self.refused).items():
+            trace.refused[replace(refused, path=named(refused.path))] += count
+        trace.never_ran = tuple(named(key) for key in self._weights if self._missing(key, prefixes))
         error = getattr(sys, "last_value", None)  # what ends the process
         if isinstance(error, Exception) and is_of_dtypes(error):
             place = getattr(error, events.PATH, type(error).__name__)
@@ -166,8 +168,8 @@ class ProgramTrace(Trace):
             path = ".".join(filter(None, (around, path)))
         return number, path
 
-    def _ran(self, key: str, prefixes: dict[int, str]) -> bool:
-        return self._place(key)[0] in prefixes
+    def _missing(self, key: str, prefixes: dict[int, str]) -> bool:
+        return key not in self._order and self._place(key)[0] in prefixes
 
     def _entered(self, path: str, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling() or self.failure:
@@ -207,7 +209,7 @@ class ProgramTrace(Trace):
         self._lock, self._due = threading.RLock(), 0.0
         self.ran.clear()
         self.casts.clear()
-        self._raised.clear()
+        self.refused.clear()
 
     def _fail(self, error: Exception) -> None:
         self.failure = self.failure or f"{type(error).__name__}: {error}"

@@ -39,16 +39,21 @@ def tables(trace: Any) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
 
 def remarks(trace: Any) -> list[str]:
     """What is told beside the tables."""
-    told = casts(trace)
+    if not (trace.ran or trace.casts or trace.refused or trace.error):
+        told = ["No module was seen to run: call the model in the block. Of compiled code none is seen."]
+        return told + _never_ran(trace)
+    told = [*casts(trace), *refusals(trace)]
     told += [] if told or trace.error else ["Nothing was cast where torch would have raised."]
     told += _computed(trace)
     if trace.error:
         told.append(f"It ended with torch's refusal in {trace.error}")
-    if trace.never_ran:
-        shown = ", ".join(trace.never_ran[:4]) + (", ..." if len(trace.never_ran) > 4 else "")
-        modules = f"{len(trace.never_ran)} module{'s' * (len(trace.never_ran) > 1)}"
-        told.append(f"{modules} with a weight never ran: {shown}")
-    return told
+    return told + _never_ran(trace)
+
+
+def _never_ran(trace: Any) -> list[str]:
+    shown = ", ".join(trace.never_ran[:4]) + (", ..." if len(trace.never_ran) > 4 else "")
+    modules = f"{len(trace.never_ran)} module{'s' * (len(trace.never_ran) > 1)}"
+    return [f"{modules} with a weight never ran: {shown}"] if shown else []
 
 
 def _computed(trace: Any) -> Iterator[str]:
@@ -66,6 +71,24 @@ def _computed(trace: Any) -> Iterator[str]:
 def casts(trace: Any) -> list[str]:
     """A line for those casts without which torch would have raised, one for each that are alike."""
     return [f"{row.seen.phase}: {_cast(row)}" for row in folded(trace.casts) if row.seen.needed]
+
+
+def refusals(trace: Any) -> list[str]:
+    """A line for what :func:`caught` gives, one for those that are alike."""
+    rows = folded(caught(trace))
+    return [f"{row.seen.phase}: {dataclasses.replace(row.seen, path=row.path)}, {_times(row.count)}" for row in rows]
+
+
+def caught(trace: Any) -> dict[Any, int]:
+    """What torch refused, but for the error that ended the trace, which is told by itself."""
+    # Run again and mended by a patch further out. Of a cast in the traced model itself the path is the one from there.
+    mended = {(path, cast.module, cast.phase) for cast in trace.casts if cast.needed for path in (cast.path, "")}
+    counts = {
+        seen: count - (trace.error == f"{seen.path}: {seen.message}" and trace.error_phase == seen.phase)
+        for seen, count in trace.refused.items()
+        if (seen.path, seen.module, seen.phase) not in mended
+    }
+    return {seen: count for seen, count in counts.items() if count}
 
 
 def _cast(row: Any) -> str:

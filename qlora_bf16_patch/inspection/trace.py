@@ -22,11 +22,11 @@ from .differences import Difference, differences
 from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
 from .given import expect_kbit_model
 from .hooks import around_generate, hooked
-from .observed import CastSeen, Ran, from_row, to_row
-from .table import COLUMNS, casts, remarks, rich_table, tables
+from .observed import CastSeen, Ran, Refused, from_row, to_row
+from .refused import PHASE, passed
+from .table import COLUMNS, casts, refusals, remarks, rich_table, tables
 
 FORMAT = "qlora_bf16_patch trace 1"
-PHASE = "_qlora_bf16_patch_phase"  # an attribute of an error that passes through a module
 _traced: set[int] = set()
 
 
@@ -43,6 +43,7 @@ class Trace(Shown):
     Attributes:
         ran: how often each module ran with which dtypes, in which phase.
         casts: how often which operand was cast, where and by which patch.
+        refused: where torch refused dtypes, how often, and no patch mended it, though the program may have caught it.
         never_ran: paths of the modules that have not run, of those that have a weight.
         error: what torch said, and where, where the block ended with a refusal of dtypes.
         error_phase: the phase that it was in, where a module was called.
@@ -55,6 +56,7 @@ class Trace(Shown):
     def __init__(self, model: torch.nn.Module | None = None) -> None:
         self.ran: Counter[Ran] = Counter()
         self.casts: Counter[CastSeen] = Counter()
+        self.refused: Counter[Refused] = Counter()
         self.never_ran: tuple[str, ...] = ()
         self.error: str | None = None
         self.error_phase: str | None = None
@@ -63,7 +65,6 @@ class Trace(Shown):
         self._stack = contextlib.ExitStack()
         self._here = Here()
         self._order: dict[str, int] = {}  # as they were entered first
-        self._raised: set[str] = set()
         if model is not None:
             expect_kbit_model(model, "trace")
 
@@ -95,13 +96,12 @@ class Trace(Shown):
         if isinstance(error, Exception) and is_of_dtypes(error):
             self.error = f"{getattr(error, PATH, type(self._model).__name__)}: {str(error).splitlines()[0]}"
             self.error_phase = getattr(error, PHASE, None)
-        paths = {seen.path for seen in self.ran} | self._raised
         phases = self.phases
         self.ran = Counter(
             dict(sorted(self.ran.items(), key=lambda item: (phases.index(item[0].phase), self._order[item[0].path])))
         )
         named = self._model.named_modules() if self._model is not None else ()
-        self.never_ran = tuple(path for path, module in named if self._missed(module) and path not in paths)
+        self.never_ran = tuple(path for path, module in named if self._missed(module) and path not in self._order)
         self._model, self._here, self._paths = None, Here(), {}
 
     @contextlib.contextmanager
@@ -124,8 +124,8 @@ class Trace(Shown):
         return [cast for cast in self.casts if cast.needed]
 
     def spoken_mismatches(self) -> list[str]:
-        """Lines that tell of :meth:`mismatches`, one for those that are alike."""
-        return casts(self)
+        """Lines that tell of :meth:`mismatches` and of ``refused``, one for those that are alike."""
+        return [*casts(self), *refusals(self)]
 
     def compare(
         self, left: str | None = None, right: str | None = None, other: Trace | None = None
@@ -151,6 +151,7 @@ class Trace(Shown):
                 "format": FORMAT,
                 "ran": [to_row(seen, count) for seen, count in self.ran.items()],
                 "casts": [to_row(seen, count) for seen, count in self.casts.items()],
+                "refused": [to_row(seen, count) for seen, count in self.refused.items()],
                 "never_ran": list(self.never_ran),
                 "error": self.error,
                 "error_phase": self.error_phase,
@@ -190,6 +191,7 @@ class Trace(Shown):
             trace = cls()
             trace.ran.update(dict(from_row(Ran, row) for row in found["ran"]))
             trace.casts.update(dict(from_row(CastSeen, row) for row in found["casts"]))
+            trace.refused.update(dict(from_row(Refused, row) for row in found.get("refused", ())))
             trace.never_ran, trace.error = tuple(found["never_ran"]), found["error"]
             trace.error_phase = found.get("error_phase")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -226,9 +228,8 @@ class Trace(Shown):
             pass  # it was left with no hook called
         error = sys.exc_info()[1]
         if result is None and error is not None and id(error) != call.handled:
-            vars(error).setdefault(PATH, path)  # of the innermost one
-            vars(error)[PHASE] = self._phase or here.phase
-            self._raised.add(path)
+            phase = self._phase or here.phase
+            self.refused.update(passed(error, path, module, phase, out=not here.running))
             return
         weight, compute, phase = weight_of(module), compute_of(module), self._phase or here.phase
         name, outputs = type(module).__name__, floating_dtypes(result)

@@ -486,3 +486,58 @@ def test_modules_that_are_compiled_one_by_one_are_no_more_compilations_than_ever
     with qlora_bf16_patch.trace(model), torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
         for part in model.eval():
             torch.compile(part, backend="eager", fullgraph=True)(X.bfloat16())
+
+
+def test_a_refusal_that_the_program_catches_is_told():
+    class Serves(Toy):
+        def generate(self, x):
+            return self(x)
+
+    model = lora_model(toy=Serves()).eval()
+    outer = nn.Sequential(model)
+    outer.forward = lambda x: model.base_model.model.generate(x)  # a generate inside of a call
+    with qlora_bf16_patch.disabled(), qlora_bf16_patch.trace(outer) as trace:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="same dtype"):
+                outer(X)
+    ((refused, count),) = trace.refused.items()
+    assert (refused.path, refused.module, refused.phase, count) == (f"0.{HEAD}", "Linear", "generation", 2)
+    assert trace.error is None
+    assert f"0.{HEAD}" not in trace.never_ran
+    (told,) = trace.spoken_mismatches()
+    assert told.startswith(f"generation: torch refused in 0.{HEAD}: expected m")
+    assert told.endswith(", 2 times")
+    assert told in str(trace)
+    assert "Nothing was cast" not in str(trace)
+    again = Trace.from_json(trace.to_json())
+    assert again.refused == trace.refused
+    assert "torch refused it" in trace.to_html()
+
+
+def test_a_refusal_that_the_shim_mends_is_none():
+    class Part(Toy):
+        def forward(self, x):
+            return self.proj(x) @ self.head.weight.T
+
+    class Whole(Toy):
+        def __init__(self):
+            super().__init__(head=False)
+            self.part = Part()
+
+        def forward(self, x):
+            return self.part(self.proj(x))
+
+    model = lora_model(toy=Whole()).eval()
+    with torch.no_grad(), qlora_bf16_patch.trace(model.base_model.model.part) as trace:
+        model(X)  # it is run again further out than what is traced
+    assert trace.refused
+    assert trace.mismatches()
+    assert all("torch refused" not in line for line in [str(trace), *trace.spoken_mismatches()])
+
+
+def test_a_trace_in_which_nothing_ran_says_so():
+    with qlora_bf16_patch.trace(lora_model()) as trace:
+        assert "No module was seen to run" in str(trace)
+    assert "No module was seen to run" in str(trace)
+    assert "modules with a weight never ran" in str(trace)
+    assert "Nothing was cast" not in str(trace)

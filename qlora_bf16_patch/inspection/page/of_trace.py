@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..table import remarks
+from ..table import caught, remarks
 from .page import to_html
 from .rows import Dtypes, Mark, Seen
 
@@ -21,7 +21,8 @@ _MEANINGS = {
 
 def page_of(trace: Trace) -> str:
     """A column for each phase; casts are outlined, and what torch refused, or would have, is so heavily."""
-    columns = tuple(dict.fromkeys(filter(None, (*trace.phases, trace.error_phase))))
+    refused = (one.phase for one in trace.refused)
+    columns = tuple(dict.fromkeys(filter(None, (*trace.phases, *refused, trace.error_phase))))
     model = next((seen.module for seen in trace.ran if not seen.path), "")
     return to_html(
         _seen(trace, model),
@@ -42,6 +43,8 @@ def _seen(trace: Trace, model: str) -> Iterator[Seen]:
         kind, what = ("mismatch", f"{cast.operation} {cast.operand}") if cast.needed else ("cast", cast.operand)
         mark = Mark(kind, what, cast.given, cast.to, f"by {cast.patch}", heavy=cast.needed)
         yield Seen(cast.path, cast.module, cast.phase, mark, count)
+    for refused, count in caught(trace).items():
+        yield Seen(refused.path, refused.module, refused.phase, Mark("refused", refused.message, heavy=True), count)
     if trace.error and trace.error_phase:
         path, _, message = trace.error.partition(": ")
         yield Seen(path if path != model else "", "", trace.error_phase, Mark("refused", message, heavy=True))
