@@ -28,6 +28,12 @@ _ADAPTERS = (
     "dtype; a script or trainer that casts them does it after that."
 )
 _QUANTIZED = "Load the model with a BitsAndBytesConfig, and look at its `llm_int8_skip_modules`."
+_PACKED = "Set `{}` in BitsAndBytesConfig."
+_PACKED_BY = {
+    "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4"',
+    "fp4": 'load_in_4bit=True, bnb_4bit_quant_type="fp4"',
+    "int8": "load_in_8bit=True",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +153,8 @@ def matching(named: Mapping[str, torch.nn.Module], dtypes: Mapping[str, Wanted])
         used |= {pattern.said for pattern in packing + plain}
         for said, _, wanted in packing[-1:]:
             if (of := weight_of(held.module) or "") not in wanted:
-                found.append(held.wrong(of, wanted, repr(said), _QUANTIZED))
+                advice = _PACKED.format(_packing(wanted)) if of in PACKED else _QUANTIZED
+                found.append(held.wrong(of, wanted, repr(said), advice))
         for said, _, wanted in plain[-1:]:
             if (of := short(held.value.dtype)) not in wanted:
                 found.append(held.wrong(of, wanted, repr(said), _said(_CAST, wanted)))
@@ -184,6 +191,10 @@ def _adapters(model: torch.nn.Module) -> set[int]:
     from ..hosts.peft import adapter_parameters
 
     return set(map(id, adapter_parameters(model)))
+
+
+def _packing(wanted: tuple[str, ...]) -> str:
+    return next(_PACKED_BY[one] for one in wanted if one in PACKED)
 
 
 def _said(advice: str, wanted: tuple[str, ...]) -> str:

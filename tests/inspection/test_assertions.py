@@ -78,7 +78,14 @@ def test_a_linear_layer_that_was_not_quantized_is_told():
     error = failure(lora_model(), {"*": "nf4"})
     assert [(one.path, one.found) for one in error.failures] == [(HEAD, "bfloat16")]
     assert "llm_int8_skip_modules" in str(error)
-    assert "is nf4, not int8" in str(failure(lora_model(), {"proj": "int8"}))
+
+
+@pytest.mark.parametrize("wanted, said", [("int8", "load_in_8bit=True"), ("fp4", 'bnb_4bit_quant_type="fp4"')])
+def test_a_linear_layer_that_is_packed_otherwise_is_told(wanted, said):
+    told = str(failure(lora_model(), {"proj": wanted}))
+    assert f"is nf4, not {wanted}" in told
+    assert said in told
+    assert "llm_int8_skip_modules" not in told
 
 
 @pytest.mark.parametrize("method", ["LORA", "VERA", "IA3", "OFT"])
