@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -38,4 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     whole = parser()
     complete(whole)
     options = whole.parse_args(argv if argv is not None else sys.argv[1:])
-    return int(options.main(options))
+    try:
+        status = int(options.main(options))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + 13  # as of a shell for SIGPIPE
+    return status

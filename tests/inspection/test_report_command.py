@@ -1,5 +1,6 @@
 """``qlora-bf16-patch report FILE``."""
 
+import subprocess
 import sys
 
 import pytest
@@ -119,3 +120,11 @@ def test_a_page_never_overwrites_what_it_is_made_of(trace, tmp_path, capsys):
 def test_a_page_that_cannot_be_written_is_told(trace, tmp_path, capsys):
     assert main(["report", str(tmp_path / "trace.json"), "--html", str(tmp_path / "none" / "page.html")]) == 2
     assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(trace, tmp_path):
+    command = [sys.executable, "-m", "qlora_bf16_patch", "report", str(tmp_path / "trace.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
