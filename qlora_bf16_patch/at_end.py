@@ -129,12 +129,18 @@ def summary() -> str:
     """What the shim did in this process."""
     models = _count("numerics.training", "taken_in")
     if not models:
-        return "no k-bit model was seen here"
+        return f"no k-bit model was {'taken in: every patch is off' if _all_off() else 'seen here'}"
     modules = _count("watching.events", "modules_cast")
     return (
         f"{_active()} patches active; {models} k-bit model{'s' * (models > 1)}; "
         f"casts in {modules} module{'s' * (modules != 1)}"
     )
+
+
+def _all_off() -> bool:
+    from . import status
+
+    return all(row.state == "off" for row in status())
 
 
 def _active() -> int:

@@ -147,6 +147,11 @@ def test_quiet_leaves_out_the_last_line_in_every_process_but_not_what_is_wrong(s
     assert "bitsandbytes.linear4bit is failed: " in result.stderr
 
 
+def test_where_all_is_off_nothing_is_said_of_models(script):
+    result = start(script("import torch"), options=["--disable", "*"])
+    assert result.stderr.endswith("no k-bit model was taken in: every patch is off\n")
+
+
 def test_a_command_of_this_python_is_found_and_patched(tmp_path):
     result = start("torchrun", "--help")
     assert result.returncode == 0
