@@ -122,7 +122,8 @@ def _tell() -> None:
         where = ["no trace of this process"]
     wrong = [*_failed(), *wrong]
     if wrong or not _quiet:
-        children.tell("; ".join([done, *where, *wrong]))
+        # Not sys.stderr: a notebook's kernel has its own there, which nobody reads any more (ipykernel 7.4).
+        children.tell("; ".join([done, *where, *wrong]), sys.__stderr__)
 
 
 def summary() -> str:

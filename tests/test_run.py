@@ -147,6 +147,11 @@ def test_quiet_leaves_out_the_last_line_in_every_process_but_not_what_is_wrong(s
     assert "bitsandbytes.linear4bit is failed: " in result.stderr
 
 
+def test_the_last_line_is_on_standard_error_where_the_program_has_another_one(script):
+    result = start(script("import io, sys, torch; sys.stderr = io.StringIO()"))
+    assert result.stderr.endswith("no k-bit model was seen here\n")
+
+
 def test_where_all_is_off_nothing_is_said_of_models(script):
     result = start(script("import torch"), options=["--disable", "*"])
     assert result.stderr.endswith("no k-bit model was taken in: every patch is off\n")

@@ -18,9 +18,9 @@ ISOLATED = frozenset("IES")
 BESIDE = {"open": "multiprocessing.popen_spawn_posix", "socket.bind": "multiprocessing.forkserver"}
 
 
-def tell(text: str) -> None:
+def tell(text: str, stream: Any = None) -> None:
     try:
-        sys.stderr.write(f"qlora-bf16-patch: process {os.getpid()}: {text}\n")
+        (stream or sys.stderr).write(f"qlora-bf16-patch: process {os.getpid()}: {text}\n")
     except (AttributeError, OSError, ValueError):  # it is closed; from the start on it is None
         return
 
