@@ -40,6 +40,10 @@ class Here(threading.local):
         self.phase = ""
         self.generating = 0
 
+    def __reduce__(self) -> tuple[type[Here], tuple[()]]:
+        """A copy or pickle of a trace has calls of its own."""
+        return type(self), ()
+
     def phase_of(self, module: torch.nn.Module) -> str:
         """The phase of a call of ``module`` that no other one is around."""
         if self.generating:

@@ -41,12 +41,13 @@ def tensors_in(value: Any, depth: int = _DEPTH) -> Iterator[torch.Tensor]:
 
 def weight_of(module: torch.nn.Module) -> str | None:
     """Dtype of a module's own weight, or how a k-bit layer packs it; None where it has none."""
-    weight = module._parameters.get("weight", module.__dict__.get("weight"))
+    held = dict(module._parameters.items())  # a ScriptModule's are no dict
+    weight = held.get("weight", module.__dict__.get("weight"))
     if is_4bit(module):
         return str(getattr(weight, "quant_type", None) or "4-bit")
     if is_kbit(module):
         return "int8"
-    own = (weight, *module._parameters.values())
+    own = (weight, *held.values())
     return next((short(one.dtype) for one in own if isinstance(one, torch.Tensor) and one.is_floating_point()), None)
 
 

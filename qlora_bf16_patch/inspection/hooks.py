@@ -32,16 +32,31 @@ def hooked(model: torch.nn.Module, entered: Entered, left: Left) -> Iterator[Non
 
 def hook(path: str, module: torch.nn.Module, entered: Entered, left: Left) -> Iterator[Callable[[], None]]:
     """Put the hooks of :func:`hooked` into one module, and give what takes each of them out again."""
+    if isinstance(module, torch.jit.ScriptModule):  # it takes none
+        return
     yield keep_out_of_copies(module)
-    before = Hook(functools.partial(entered, path))
+    before = Hook(_before(entered, path))
     yield module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove
     after = Hook(_after(left, path))
     yield module.register_forward_hook(after, with_kwargs=True, always_call=True).remove
 
 
+# Of a hook that was taken out while its module runs, by another thread or another hook, torch no longer knows that it
+# wants keyword arguments, and calls it without them (torch/nn/modules/module.py, _call_impl; torch 2.13.0).
+
+
+def _before(entered: Entered, path: str) -> Callable[..., None]:
+    def hook(module: torch.nn.Module, args: Any, *rest: Any) -> None:
+        if rest:
+            entered(path, module, args, *rest)
+
+    return hook
+
+
 def _after(left: Left, path: str) -> Callable[..., None]:
-    def hook(module: torch.nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        left(path, module, result)
+    def hook(module: torch.nn.Module, args: Any, *rest: Any) -> None:
+        if len(rest) == 2:
+            left(path, module, rest[1])
 
     return hook
 
@@ -58,11 +73,13 @@ def around_generate(model: torch.nn.Module, around: Around) -> Iterator[None]:
 
 def wrap_generate(module: torch.nn.Module, around: Around) -> Iterator[Callable[[], None]]:
     """Run a module's ``generate`` inside of ``around()``, if it has one, and give what takes that back."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return
     original = _generate_of(module)
     if callable(original) and not isinstance(original, torch.nn.Module):
-        own = module.__dict__.get("generate")
-        module.__dict__["generate"] = Generate(module, original, own, around)
-        yield functools.partial(_put_back, module, own)
+        ours = Generate(module, original, module.__dict__.get("generate"), around)
+        module.__dict__["generate"] = ours
+        yield functools.partial(ours.take_out_of, module)
 
 
 def _generate_of(module: torch.nn.Module) -> Any:
@@ -70,10 +87,3 @@ def _generate_of(module: torch.nn.Module) -> Any:
         return getattr(module, "generate", None)
     except Exception:  # a property of a model's own code
         return None
-
-
-def _put_back(module: torch.nn.Module, own: Any) -> None:
-    if own is None:
-        module.__dict__.pop("generate", None)
-    else:
-        module.__dict__["generate"] = own

@@ -277,6 +277,86 @@ def test_a_copy_or_pickle_of_the_block_has_nothing_of_the_trace(toy, copied):
 
 
 def test_a_copy_keeps_the_hooks_and_the_generate_of_others():
+class Normalized(Generates):
+    """Its head copies itself (torch/nn/utils/parametrize.py), as a convolution of Wav2Vec2 does."""
+
+    def __init__(self):
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.head)
+
+
+def test_a_module_with_a_way_of_copying_of_its_own_is_copied_without_the_hooks():
+    model = Normalized()
+    with qlora_bf16_patch.trace(model):
+        other = copy.deepcopy(model)
+    for one in (model, other):
+        assert not hooks(one)
+        assert not any({"__reduce_ex__", "__deepcopy__"} & vars(module).keys() for module in one.modules())
+    assert torch.equal(other(X.bfloat16()), model(X.bfloat16()))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickled])
+def test_a_copy_has_nothing_of_blocks_within_blocks(copied):
+    model = Generates()
+    with qlora_bf16_patch.trace(model), qlora_bf16_patch.assert_dtypes(model):
+        other = copied(model)
+        model(X.bfloat16())
+    assert not {"generate", "__reduce_ex__"} & {*vars(other), *vars(model)}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_blocks_end_in_any_order(first):
+    model = Generates()
+    blocks = [qlora_bf16_patch.trace(model), qlora_bf16_patch.assert_dtypes(model)]
+    for block in blocks:
+        block.__enter__()
+    with pytest.raises(ValueError, match="No module"):
+        for block in (blocks[first], blocks[1 - first]):
+            block.__exit__(None, None, None)
+    blocks[0]._stack.close()
+    assert not hooks(model)
+    assert not any("__reduce_ex__" in vars(module) for module in model.modules())
+
+
+def test_a_generate_that_is_put_in_stays_and_reaches_the_one_before():
+    model = Generates()
+    with qlora_bf16_patch.trace(model) as trace:
+        before = model.generate
+        model.generate = lambda x: before(x)
+    ran = sum(trace.ran.values())
+    assert "generate" in vars(model)
+    model.generate(X.bfloat16())
+    assert sum(trace.ran.values()) == ran
+
+
+def test_a_block_that_ends_while_a_module_runs_does_not_break_its_call():
+    model = Generates()
+    trace = qlora_bf16_patch.trace(model)
+    model.register_forward_hook(lambda *_: trace.__exit__(None, None, None))  # before those of the trace
+    trace.__enter__()
+    model(X.bfloat16())
+    assert len(hooks(model)) == 1
+
+
+def test_a_scripted_module_takes_no_hook_and_runs_as_ever():
+    model = Generates()
+    model.head = nn.Sequential(torch.jit.script(nn.LayerNorm(64, dtype=torch.bfloat16)), model.head)
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X.bfloat16())
+    assert rows(trace, "head.1")
+    assert not rows(trace, "head.0")
+    assert "head.0" in trace.never_ran
+    assert [held.path for held in qlora_bf16_patch.report(model).held if held.path == "head.0"]
+
+
+def test_a_trace_is_copied_and_pickled():
+    model = Generates()
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X.bfloat16())
+    for other in (copy.deepcopy(trace), pickled(trace)):
+        assert other.to_json() == trace.to_json()
+
+
     model, own = Generates(), print
     model.generate = own
     model.head.register_forward_hook(own)

@@ -51,7 +51,7 @@ def _inner_units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     stacks = {path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     layers = []
     for path, module in model.named_modules():
-        weight = module._parameters.get("weight")
+        weight = dict(module._parameters.items()).get("weight")  # a ScriptModule's are no dict
         if weight is not None and weight.requires_grad and not any(True for _ in module.children()):
             yield path, module
         elif path.rpartition(".")[0] in stacks:
