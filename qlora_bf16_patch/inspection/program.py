@@ -28,7 +28,7 @@ from .calls import Here
 from .dtypes import weight_of
 from .hooks import hook, wrap_generate
 from .observed import Ran
-from .refused import PHASE
+from .refused import note_of
 from .trace import Trace
 
 EVERY = 10  # seconds from one writing to the next, so that a process that is killed has left nearly all
@@ -105,9 +105,9 @@ class ProgramTrace(Trace):
         trace.never_ran = tuple(named(key) for key in self._weights if self._missing(key, prefixes))
         error = getattr(sys, "last_value", None)  # what ends the process
         if isinstance(error, Exception) and is_of_dtypes(error):
-            place = getattr(error, events.PATH, type(error).__name__)
-            trace.error = f"{named(place)}: {str(error).splitlines()[0]}"
-            trace.error_phase = getattr(error, PHASE, None)
+            note = note_of(error, self)
+            trace.error = f"{named(note.path) if note else type(error).__name__}: {str(error).splitlines()[0]}"
+            trace.error_phase = note.phase if note else None
         return trace
 
     def _look(self, module: torch.nn.Module) -> None:

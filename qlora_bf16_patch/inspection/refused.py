@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
-from ..watching.events import PATH
 from ..watching.refusals import is_of_dtypes
 from .observed import Refused
 
-# Attributes of the error. PATH and _CLASS are of the innermost module that it has left, PHASE of the outermost.
-PHASE = "_qlora_bf16_patch_phase"
-_CLASS = "_qlora_bf16_patch_class"
-_TOLD = "_qlora_bf16_patch_told"
+_NOTES = "_qlora_bf16_patch_notes"  # an attribute of the error: a note of each trace that saw it
 
 
-def passed(error: BaseException, path: str, module: torch.nn.Module, phase: str, out: bool) -> list[Refused]:
+@dataclasses.dataclass
+class Note:
+    """Where an error came from, as one trace saw it.
+
+    Attributes:
+        path: of the innermost module that it has left.
+        module: that one's class.
+        phase: of the outermost call.
+        told: whether it has got out of an outermost call; it may come out of a generate inside of another one.
+    """
+
+    path: str
+    module: str
+    phase: str
+    told: bool = False
+
+
+def passed(
+    error: BaseException, trace: object, path: str, module: torch.nn.Module, phase: str, out: bool
+) -> list[Refused]:
     """An error leaves a module.
 
     Args:
         error: what was raised.
+        trace: the one that saw it.
         path: the module's.
         module: the module.
         phase: of the outermost call.
@@ -27,11 +45,16 @@ def passed(error: BaseException, path: str, module: torch.nn.Module, phase: str,
     Returns:
         The refusal, once, where it gets out and is one of dtypes; else nothing.
     """
-    noted = vars(error)
-    if PATH not in noted:
-        noted[PATH], noted[_CLASS] = path, type(module).__name__
-    noted[PHASE] = phase
-    if not out or _TOLD in noted or not isinstance(error, Exception) or not is_of_dtypes(error):
+    notes: dict[int, Note] = vars(error).setdefault(_NOTES, {})
+    note = notes.setdefault(id(trace), Note(path, type(module).__name__, phase))
+    note.phase = phase
+    if not out or note.told or not isinstance(error, Exception) or not is_of_dtypes(error):
         return []
-    noted[_TOLD] = True  # it may come out of a generate inside of another call
-    return [Refused(noted[PATH], noted.get(_CLASS, ""), phase, str(error).splitlines()[0])]
+    note.told = True
+    return [Refused(note.path, note.module, phase, str(error).splitlines()[0])]
+
+
+def note_of(error: BaseException, trace: object) -> Note | None:
+    """What a trace noted of it; None where it came through none of its modules."""
+    found: Note | None = getattr(error, _NOTES, {}).get(id(trace))
+    return found

@@ -14,8 +14,7 @@ import torch
 
 from ..engine.tables import Section, Shown
 from ..watching import events
-from ..watching.events import PATH
-from ..watching.refusals import is_of_dtypes
+from ..watching.refusals import is_of_dtypes, modules_on
 from .calls import Call, Here
 from .casts import listening, paths_in, seen_in
 from .differences import Difference, differences
@@ -23,7 +22,7 @@ from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
 from .given import expect_kbit_model
 from .hooks import around_generate, hooked
 from .observed import CastSeen, Ran, Refused, from_row, to_row
-from .refused import PHASE, passed
+from .refused import note_of, passed
 from .table import COLUMNS, casts, refusals, remarks, rich_table, tables
 
 FORMAT = "qlora_bf16_patch trace 1"
@@ -94,8 +93,9 @@ class Trace(Shown):
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._stack.close()
         if isinstance(error, Exception) and is_of_dtypes(error):
-            self.error = f"{getattr(error, PATH, type(self._model).__name__)}: {str(error).splitlines()[0]}"
-            self.error_phase = getattr(error, PHASE, None)
+            note = note_of(error, self)
+            self.error_phase = note.phase if note else None
+            self.error = f"{note.path if note else self._around(error)}: {str(error).splitlines()[0]}"
         phases = self.phases
         self.ran = Counter(
             dict(sorted(self.ran.items(), key=lambda item: (phases.index(item[0].phase), self._order[item[0].path])))
@@ -229,7 +229,7 @@ class Trace(Shown):
         error = sys.exc_info()[1]
         if result is None and error is not None and id(error) != call.handled:
             phase = self._phase or here.phase
-            self.refused.update(passed(error, path, module, phase, out=not here.running))
+            self.refused.update(passed(error, self, path, module, phase, out=not here.running))
             return
         weight, compute, phase = weight_of(module), compute_of(module), self._phase or here.phase
         name, outputs = type(module).__name__, floating_dtypes(result)
@@ -240,6 +240,11 @@ class Trace(Shown):
         seen = seen_in(self._paths, module, cast, phase)
         if seen is not None:
             self.casts[seen] += 1
+
+    def _around(self, error: Exception) -> str:
+        """Where an error came from that no hook saw: compiled code, or what runs beside the model."""
+        name = type(self._model).__name__
+        return name if any(id(module) in self._paths for module in modules_on(error)) else f"outside of {name}"
 
     def _missed(self, module: torch.nn.Module) -> bool:
         """Whether a module that has not run could have been seen: it has a weight, and was there from the start."""

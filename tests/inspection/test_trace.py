@@ -14,6 +14,7 @@ from torch import nn
 
 import qlora_bf16_patch
 from qlora_bf16_patch.inspection import Trace
+from qlora_bf16_patch.inspection.refused import note_of, passed
 
 from ..patches.conftest import Toy, lora_model
 
@@ -276,7 +277,6 @@ def test_a_copy_or_pickle_of_the_block_has_nothing_of_the_trace(toy, copied):
     assert getattr(other, "note", "kept") == "kept"
 
 
-def test_a_copy_keeps_the_hooks_and_the_generate_of_others():
 class Normalized(Generates):
     """Its head copies itself (torch/nn/utils/parametrize.py), as a convolution of Wav2Vec2 does."""
 
@@ -357,6 +357,7 @@ def test_a_trace_is_copied_and_pickled():
         assert other.to_json() == trace.to_json()
 
 
+def test_a_copy_keeps_the_hooks_and_the_generate_of_others():
     model, own = Generates(), print
     model.generate = own
     model.head.register_forward_hook(own)
@@ -478,11 +479,14 @@ def test_the_place_of_an_error_is_its_own_and_not_that_of_one_before():
                 self.head(x)
             return x @ self.head.weight.T
 
-    for call, place in ((lambda model: model(X), "base_model.model: "), (lambda _: X @ X.bfloat16().mT, "PeftModel: ")):
+    for call, place in (
+        (lambda model: model(X), "base_model.model: "),
+        (lambda _: X @ X.bfloat16().mT, "outside of PeftModel: "),
+    ):
         model = lora_model(toy=Caught())
         with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match="dtype"):
             with qlora_bf16_patch.trace(model) as trace:
-                if place.startswith("Peft"):
+                if place.startswith("outside"):
                     with pytest.raises(RuntimeError):
                         model(X)
                 call(model)
@@ -521,6 +525,21 @@ def test_a_generate_that_is_patched_in_the_block_is_the_one_that_runs(monkeypatc
         monkeypatch.setattr(Generates, "generate", under_autocast)
         model.get_submodule(path).generate(X)
     assert {seen.autocast for seen in rows(trace, HEAD, "generation")} == {"bfloat16"}
+
+
+def test_an_error_beside_the_model_is_not_said_to_be_the_models():
+    model = Generates()
+    with pytest.raises(RuntimeError), qlora_bf16_patch.trace(model) as trace:
+        torch.mm(torch.ones(2, 2), torch.ones(2, 2).bfloat16())
+    assert trace.error.startswith("outside of Generates: ")
+
+
+def test_two_traces_have_a_place_each_of_one_error():
+    error, program, block = RuntimeError(), Trace(), Trace()
+    for trace, path in ((program, ".3"), (block, "head"), (program, ".1"), (block, "")):
+        passed(error, trace, path, nn.Linear(2, 2), "training", out=False)
+    assert note_of(error, program).path == ".3"
+    assert note_of(error, block).path == "head"
 
 
 def test_a_generate_that_cannot_be_looked_at_is_left_alone():
