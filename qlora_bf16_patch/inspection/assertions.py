@@ -86,9 +86,14 @@ class Assertion:
     """
 
     def __init__(self, model: torch.nn.Module, allow_casts: bool = False) -> None:
-        self._model, self._allow_casts = model, allow_casts
+        self._model, self._allow_casts, self._entered_already = model, allow_casts, False
 
     def __enter__(self) -> Assertion:
+        if self._entered_already:
+            raise RuntimeError(
+                "This block of assert_dtypes has begun already: write assert_dtypes(model) for each block."
+            )
+        self._entered_already = True
         self._stack, self._hooks, self._ran = contextlib.ExitStack(), contextlib.ExitStack(), False
         self._casts = Casts(self._model)
         self._stack.enter_context(listening(self._casts.heard))
@@ -102,6 +107,7 @@ class Assertion:
     ) -> None:
         __tracebackhide__ = True
         self._stack.close()
+        self._entered_already = False
         if isinstance(error, CastRefused):
             raise DtypeAssertionError(str(error)) from error
         if isinstance(error, Exception) and is_of_dtypes(error) and self._is_the_models(error):

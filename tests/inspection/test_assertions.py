@@ -274,3 +274,14 @@ def test_blocks_nest_and_run_within_a_trace():
             with pytest.raises(DtypeAssertionError), qlora_bf16_patch.assert_dtypes(model):
                 model(X)
     assert len(trace.mismatches()) == 1
+
+
+def test_a_block_within_itself_is_told_and_leaves_the_outer_one():
+    model = lora_model()
+    block = qlora_bf16_patch.assert_dtypes(model)
+    with pytest.raises(DtypeAssertionError), block:
+        with pytest.raises(RuntimeError, match="begun already"):
+            block.__enter__()
+        model(X)
+    with block, torch.autocast("cpu", torch.bfloat16):  # one after another they may be the same
+        model(X)
