@@ -24,7 +24,7 @@ def read(file: str | Path) -> Trace | Report:
     try:
         found = json.loads(Path(file).read_text())
         what: Any = found.get("format") if isinstance(found, dict) else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is neither a trace nor a report: it is no JSON ({error}). {WRITERS}") from error
     reader = READERS.get(what) if isinstance(what, str) else None
     if reader is None:

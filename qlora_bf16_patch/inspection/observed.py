@@ -96,4 +96,41 @@ def from_row(cls: Any, row: dict[str, Any]) -> tuple[Any, int]:
     """
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     count: Any = fields.pop("count")
-    return cls(**fields), int(count)
+    seen = cls(**fields)
+    for field in dataclasses.fields(cls):
+        value = getattr(seen, field.name)
+        if not _fits(value, str(field.type)):
+            raise TypeError(f"{field.name} is {value!r}")
+    return seen, whole(count)
+
+
+def whole(count: Any) -> int:
+    """A number that was read, which is to count something.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(count, int) or count < 0:
+        raise TypeError(f"a count is {count!r}")
+    return count
+
+
+def text(value: Any) -> str:
+    """Words that were read, and that can be printed.
+
+    Raises:
+        TypeError: they are none.
+        ValueError: UTF-8 has no such characters.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    value.encode()
+    return value
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    if annotation == "bool":
+        return isinstance(value, bool)
+    if annotation.startswith("tuple"):
+        return isinstance(value, tuple) and all(text(word) is word for word in value)
+    return (value is None and annotation.endswith("None")) or text(value) is value

@@ -17,7 +17,7 @@ from .findings.finding import Finding, Looked
 from .folding import folded, labels
 from .given import expect_kbit_model
 from .held import Held, held_by
-from .observed import from_row, to_row
+from .observed import from_row, text, to_row, whole
 from .table import as_rich
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ class Report(Shown):
             if found["format"] != FORMAT:
                 raise ValueError(f"its format is {found['format']!r}")
             return cls(
-                found["model"],
-                found["program"],
+                text(found["model"]),
+                found["program"] and text(found["program"]),
                 [from_row(Held, row)[0] for row in found["held"]],
                 [from_row(Finding, row)[0] for row in found["findings"]],
-                int(found["on_meta"]),
+                whole(found["on_meta"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             what = "the text" if is_text else str(source)
             raise ValueError(
                 f"{what} is no report: {type(error).__name__}: {error}. Report.to_json writes one."

@@ -22,6 +22,7 @@ from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
 from .given import expect_kbit_model
 from .hooks import around_generate, hooked
 from .observed import CastSeen, Ran, Refused, from_row, to_row
+from .observed import text as text_of
 from .refused import note_of, passed
 from .table import COLUMNS, casts, refusals, remarks, rich_table, tables
 
@@ -192,9 +193,11 @@ class Trace(Shown):
             trace.ran.update(dict(from_row(Ran, row) for row in found["ran"]))
             trace.casts.update(dict(from_row(CastSeen, row) for row in found["casts"]))
             trace.refused.update(dict(from_row(Refused, row) for row in found.get("refused", ())))
-            trace.never_ran, trace.error = tuple(found["never_ran"]), found["error"]
-            trace.error_phase = found.get("error_phase")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            trace.never_ran = tuple(map(text_of, found["never_ran"]))
+            trace.error, trace.error_phase = (
+                found.get(one) and text_of(found[one]) for one in ("error", "error_phase")
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             what = "the text" if is_text else str(source)
             raise ValueError(
                 f"{what} is no trace: {type(error).__name__}: {error}. Trace.to_json writes one."

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import gc
 import io
+import json
 import pickle
 import weakref
 
@@ -14,6 +15,7 @@ from torch import nn
 
 import qlora_bf16_patch
 from qlora_bf16_patch.inspection import Trace
+from qlora_bf16_patch.inspection.files import read
 from qlora_bf16_patch.inspection.refused import note_of, passed
 
 from ..patches.conftest import Toy, lora_model
@@ -148,6 +150,38 @@ def test_what_is_no_trace_is_told(text, tmp_path):
         Trace.from_json(file)
     with pytest.raises(FileNotFoundError):
         Trace.from_json(tmp_path / "none.json")
+
+
+def deep(found):
+    return "[" * 200_000
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        deep,
+        lambda found: found["ran"][0].update(path=None),
+        lambda found: found["ran"][0].update(path="\ud800"),
+        lambda found: found["ran"][0].update(phase=None),
+        lambda found: found["ran"][0].update(inputs=5),
+        lambda found: found["ran"][0].update(outputs=[5]),
+        lambda found: found["ran"][0].update(count=float("inf")),
+        lambda found: found["casts"][0].update(path=3),
+        lambda found: found["casts"][0].update(needed="no"),
+        lambda found: found.update(never_ran=[1]),
+        lambda found: found.update(error=["x"], error_phase=["y"]),
+    ],
+)
+def test_what_could_not_be_shown_is_no_trace(spoilt, tmp_path):
+    model = lora_model()
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X)
+    found = json.loads(trace.to_json())
+    file = tmp_path / "other.json"
+    file.write_text(spoilt(found) or json.dumps(found))
+    for reads in (Trace.from_json, read):
+        with pytest.raises(ValueError, match=r"other\.json is (no|neither a) trace"):
+            reads(file)
 
 
 def test_repeated_layers_are_one_row():
