@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,11 +33,19 @@ def tensors_in(value: Any, depth: int = _DEPTH) -> Iterator[torch.Tensor]:
         for item in value:
             yield from tensors_in(item, depth - 1)
     elif depth and isinstance(value, Mapping):
-        for item in value.values():
+        for item in _read(lambda: list(value.values()), ()):
             yield from tensors_in(item, depth - 1)
     elif depth and dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name, None), depth - 1)  # a field may not be set
+            yield from tensors_in(_read(functools.partial(getattr, value, field.name), None), depth - 1)
+
+
+def _read(value: Callable[[], Any], otherwise: Any) -> Any:
+    """``otherwise`` where it cannot be read: a field may not be set, a value may be computed when it is asked for."""
+    try:
+        return value()
+    except Exception:  # of a program's own code
+        return otherwise
 
 
 def weight_of(module: torch.nn.Module) -> str | None:

@@ -1,5 +1,6 @@
 """qlora_bf16_patch.trace: what ran in which dtypes, and that nothing is left behind."""
 
+import collections.abc
 import copy
 import dataclasses
 import gc
@@ -574,6 +575,28 @@ def test_two_traces_have_a_place_each_of_one_error():
         passed(error, trace, path, nn.Linear(2, 2), "training", out=False)
     assert note_of(error, program).path == ".3"
     assert note_of(error, block).path == "head"
+
+
+class Lazy(collections.abc.Mapping):
+    def __iter__(self):
+        return iter(["tensor"])
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, name):
+        raise RuntimeError("not computed yet")
+
+
+def test_a_mapping_that_cannot_be_read_is_left_alone():
+    class Given(Toy):
+        def forward(self, x, other):
+            return super().forward(x)
+
+    model = Given()
+    with qlora_bf16_patch.trace(model) as trace:
+        model(X.bfloat16(), Lazy())
+    assert rows(trace, "")[0].inputs == ("bfloat16",)
 
 
 def test_a_generate_that_cannot_be_looked_at_is_left_alone():
