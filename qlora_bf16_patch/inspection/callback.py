@@ -53,6 +53,10 @@ class AssertDtypes(TrainerCallback):
         self._casts: Casts | None = None
         self._since = "since the Trainer was made"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle listens anew, where its Trainer begins."""
+        return {**self.__dict__, "_casts": None}
+
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._listen(model)
 

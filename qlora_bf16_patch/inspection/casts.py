@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -47,12 +48,18 @@ class Casts:
     def __init__(self, model: torch.nn.Module) -> None:
         self.seen: Counter[CastSeen] = Counter()
         self._paths = paths_in(model)
+        # Another model's module may have the number of one that is gone.
+        self._modules = [weakref.ref(one, functools.partial(_forget, self._paths, id(one))) for one in model.modules()]
 
     def heard(self, module: torch.nn.Module, cast: events.Cast) -> None:
         """A listener of :mod:`..watching.events`."""
         seen = seen_in(self._paths, module, cast)
         if seen is not None and cast.needed:
             self.seen[seen] += 1
+
+
+def _forget(paths: dict[int, str], number: int, _: object) -> None:
+    paths.pop(number, None)
 
 
 def listen_for(casts: Casts) -> None:

@@ -1,6 +1,8 @@
 """AssertDtypes in transformers' Trainer."""
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -9,8 +11,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import qlora_bf16_patch
 from qlora_bf16_patch.inspection import AssertDtypes, DtypeAssertionError
+from qlora_bf16_patch.inspection.casts import Casts
 from qlora_bf16_patch.watching import events
 
+from ..patches.conftest import lora_model
 from ..recipes.test_trainer import GenerateAfterStep, checkpoint, prepared  # noqa: F401
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -135,3 +139,27 @@ def test_a_number_of_steps_that_is_none_is_told():
         AssertDtypes(every=0)
     with pytest.raises(AttributeError, match="no attribute 'Assert'"):
         qlora_bf16_patch.inspection.Assert  # noqa: B018
+
+
+class AState:
+    global_step = 0
+
+
+def test_a_number_of_a_module_that_is_gone_is_no_place_of_it():
+    model = lora_model()
+    casts = Casts(model)
+    assert casts._paths
+    del model
+    gc.collect()
+    assert not casts._paths  # else another model's module with such a number would be taken for it
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_listens_anew(copied):
+    model, asserts = lora_model(), AssertDtypes()
+    asserts.on_init_end(None, None, None, model=model)
+    other = copied(asserts)
+    other.on_prediction_step(None, AState, None, model=model)
+    model(torch.randn(2, 64))
+    with pytest.raises(DtypeAssertionError):
+        other.on_evaluate(None, AState, None, model=model)
