@@ -13,6 +13,7 @@ import torch
 from ..numerics.places import modules_around, path_of
 from .kinds import Kind, spoken_kind
 from .running import here
+from .tracing import tell_while_tracing
 
 logger = logging.getLogger("qlora_bf16_patch")
 
@@ -185,15 +186,37 @@ def heard(
         CastRefused: in strict mode.
     """
     if torch.compiler.is_compiling():  # first: Dynamo would guard on who listens, and compile anew for each
-        return True
+        tell_while_tracing(patch, func, operand, given, to, module)
+    else:
+        tell_heard(patch, module, here.root, func, operand, (given, to))
+    return True
+
+
+def tell_heard(
+    patch: Patching,
+    module: torch.nn.Module,
+    root: torch.nn.Module | None,
+    func: Any,
+    operand: str,
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> None:
+    """Tell such a cast to who listens, or raise in strict mode.
+
+    Args:
+        patch: the layer's own.
+        module: the layer.
+        root: the model that runs, if it is known.
+        func: torch's function.
+        operand: which of its operands is cast.
+        dtypes: from which one to which one.
+    """
     if listeners or patch.strict:
-        root = here.root or [module, *modules_around()][-1]
-        cast = _cast(path_of(module, root), module, func, operand, (given, to), patch.name)
+        path = path_of(module, root or [module, *modules_around()][-1])
+        cast = _cast(path, module, func, operand, dtypes, patch.name)
         if patch.strict:
             raise CastRefused(cast.refusal())
         _publish(module, cast)
     _count(module)
-    return True
 
 
 def computed(patch: Patching, module: torch.nn.Module, operand: str, given: torch.dtype, to: torch.dtype) -> None:

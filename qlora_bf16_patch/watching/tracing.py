@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .events import Record
+if TYPE_CHECKING:
+    from .events import Patching, Record
 
 KIND = "compiled"
 
 
 def tell_while_tracing(
-    record: Record, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, module: Any = None
+    record: Record | Patching, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, module: Any = None
 ) -> None:
     """Tell a cast that Dynamo is about to trace. It looks these up by their names, at the time of the trace.
 
     Args:
-        record: of the patch.
+        record: of the patch; the patch itself where it is a layer's own and has none.
         operation: torch's function, or its name.
         operand: which of its operands is cast.
         given: its dtype.
@@ -31,6 +32,8 @@ def tell_while_tracing(
 
 
 def _tell(context: Any) -> None:
+    from .events import Record, tell_heard
+
     frame: Any = getattr(context, "_ComptimeContext__tx", None)
     record, operation, operand, given, to, module = (
         _value(frame, name) for name in ("record", "operation", "operand", "given", "to", "module")
@@ -38,6 +41,8 @@ def _tell(context: Any) -> None:
     modules = list(_modules(frame))
     if isinstance(record, Record) and modules:
         record.tell(module or modules[0], modules[-1], operation, operand, (given, to), KIND)
+    elif record is not None and module is not None:
+        tell_heard(record, module, modules[-1] if modules else None, operation, operand, (given, to))
 
 
 def _modules(frame: Any) -> Iterator[torch.nn.Module]:

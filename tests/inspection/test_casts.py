@@ -178,3 +178,15 @@ def test_strict_raises_in_an_adapters_layer_too_and_names_its_place(method):
         CastRefused, match=rf"proj \(Linear.*\): linear computes in .*bfloat16.*float32.*{patch} would have"
     ):
         model.train()(toys.hidden_states(F32))
+
+
+def test_a_cast_in_an_adapters_layer_is_told_where_it_is_compiled():
+    model = lora_model()
+    model.base_model.model.proj.lora_B["default"].to(torch.bfloat16)
+    torch._dynamo.reset()
+    with qlora_bf16_patch.trace(model) as trace:
+        torch.compile(model, fullgraph=True, backend="eager")(torch.randn(2, 64))
+    assert "peft.lora.linear4bit" in {cast.patch for cast in trace.mismatches()}
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"proj .* strict mode is on"), qlora_bf16_patch.strict():
+        torch.compile(model, fullgraph=True, backend="eager")(torch.randn(2, 64))
