@@ -1,4 +1,4 @@
-"""The table, and a JSON file of it under ``benchmarks/results/`` with the machine, the versions and the date."""
+"""The table, and under ``benchmarks/results/`` a page and a JSON file with machine, versions, date and command."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import itertools
 import json
 import logging
 import platform
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +23,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from . import rows
-from .measure import CONDITIONS, Measured, measure
+from .measure import Measured, measure
 from .models import DEEP, LLAMA_3_8B, SMALL
+from .summary import cells, page
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "wrapt")
-COLUMNS = (*CONDITIONS, "floor")
 
 
 def main() -> None:
@@ -61,10 +63,11 @@ def write(
     imported: dict[str, float],
     first: dict[str, float],
 ) -> None:
-    """The JSON file: machine, versions and date beside the rows."""
+    """The JSON file: machine, versions, date and command beside the rows. Of it a page, which git keeps."""
     report = {
         "machine": machine(),
         "threads": options.threads,
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in ("qlora-bf16-patch", *LIBRARIES)},
         "import": imported,
@@ -73,6 +76,7 @@ def write(
     }
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(page(report))
 
 
 def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
@@ -92,37 +96,13 @@ def planned(options: argparse.Namespace) -> Iterator[rows.Row]:
 
 def table(results: dict[str, dict[str, Measured]]) -> Table:
     """Times as ratios to unpatched, medians with their quartiles; operations and peak memory beside them."""
-    result = Table(title=f"ratios to unpatched on {machine()}")
-    result.add_column("row")
-    result.add_column("unpatched", justify="right")
-    for name in COLUMNS[1:]:
-        result.add_column(name, justify="right")
-    result.add_column("operations/kernels" if torch.cuda.is_available() else "operations", justify="right")
-    result.add_column("peak MiB", justify="right")
+    result = Table("row", title=f"ratios to unpatched on {machine()}")
     for name, row in results.items():
-        base = row["unpatched"]
-        cells = ["fails" if base.failure else f"{base.seconds * 1e3:.3f} ms"]
-        if (tokens := rows.generated(name)) and not base.failure:
-            cells[0] += f", {tokens / base.seconds:.1f} tokens/s"
-        cells += [cell(row.get(condition)) for condition in COLUMNS[1:]]
-        alive = {condition: m for condition, m in row.items() if not m.failure and condition != "off"}
-        launches = any(m.kernels for m in alive.values())
-        cells.append(
-            " ".join(f"{condition} {m.operations}{f'/{m.kernels}' * launches}" for condition, m in alive.items())
-        )
-        cells.append(" ".join(f"{m.peak_bytes / 2**20:.1f}" for m in alive.values()))
-        result.add_row(name, *cells)
+        found = cells(name, row)
+        for column in list(found)[len(result.columns) - 1 :]:
+            result.add_column(column, justify="right")
+        result.add_row(name, *found.values())
     return result
-
-
-def cell(measured: Measured | None) -> str:
-    if measured is None:
-        return ""
-    if measured.failure:
-        return "fails"
-    if measured.ratio is None or measured.quartiles is None:
-        return f"{measured.seconds * 1e3:.3f} ms"
-    return f"{measured.ratio:.3f} ({measured.quartiles[0]:.2f} to {measured.quartiles[1]:.2f})"
 
 
 def machine() -> str:
