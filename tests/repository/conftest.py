@@ -54,5 +54,5 @@ def sdist(tmp_path_factory):
 def wheel(sdist, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # from 3.11.4 on
     return build("wheel", folder / sdist.name.removesuffix(".tar.gz"), folder / "wheel")
