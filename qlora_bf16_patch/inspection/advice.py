@@ -53,11 +53,12 @@ ADVICE: dict[str, dict[str, str]] = {
         "llamafactory": "leave `upcast_layernorm: false`, or take FSDP2",
     },
     "FSDP1 packed": {
-        _ANY: "set bnb_4bit_quant_storage to the dtype of the rest, as bfloat16 (8 bits have none), or take FSDP2",
+        _ANY: "set bnb_4bit_quant_storage to the dtype of the rest, or take FSDP2",
         "axolotl": "set bnb_4bit_quant_storage in `bnb_config_kwargs` to the dtype of the rest, or `fsdp_version: 2`",
-        "swift": "add `--bnb_4bit_quant_storage bfloat16`, or take FSDP2",
+        "swift": "add `--bnb_4bit_quant_storage` with the dtype of the rest, or take FSDP2",
         "trl": "add `--bnb_4bit_quant_storage bfloat16 --dtype bfloat16`, or take FSDP2",
     },
+    "FSDP1 8 bits": {_ANY: "take FSDP2: 8-bit weights are stored as integers alone"},
     "unguarded": {
         _ANY: "call qlora_bf16_patch.guard(model) with the outermost module; PEFT's get_peft_model is seen by itself"
     },

@@ -49,6 +49,21 @@ def differences(left: Any, left_phase: str, right: Any, right_phase: str) -> lis
     return found
 
 
+def known_phase(trace: Any, phase: str | None, position: int) -> str:
+    """A phase of a trace: the one that is named, else the one at a position.
+
+    Raises:
+        ValueError: there is no such phase.
+    """
+    phases = trace.phases
+    if phase is None and position < len(phases):
+        return phases[position]
+    if phase is None or phase not in phases:
+        seen = ", ".join(phases) or "none: nothing ran"
+        raise ValueError(f"there is no {f'phase {phase!r}' if phase else 'second phase'} to compare; seen: {seen}.")
+    return phase
+
+
 def _by_path(trace: Any, phase: str) -> dict[str, list[Ran]]:
     found = defaultdict(list)
     for seen in trace.ran:

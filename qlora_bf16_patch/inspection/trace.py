@@ -17,7 +17,7 @@ from ..watching import events
 from ..watching.refusals import is_of_dtypes, modules_on
 from .calls import Call, Here
 from .casts import listening, paths_in, seen_in
-from .differences import Difference, differences
+from .differences import Difference, differences, known_phase
 from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
 from .given import expect_kbit_model
 from .hooks import around_generate, hooked
@@ -142,8 +142,10 @@ class Trace(Shown):
             ValueError: there is no such phase.
         """
         other = other or self
-        mine = _known(self, left, 0)
-        return differences(self, mine, other, _known(other, right, 0 if other is not self and right is None else 1))
+        mine = known_phase(self, left, 0)
+        return differences(
+            self, mine, other, known_phase(other, right, 0 if other is not self and right is None else 1)
+        )
 
     def to_json(self, file: str | Path | None = None) -> str:
         """The trace as JSON, written to ``file`` if one is given."""
@@ -252,13 +254,3 @@ class Trace(Shown):
     def _missed(self, module: torch.nn.Module) -> bool:
         """Whether a module that has not run could have been seen: it has a weight, and was there from the start."""
         return weight_of(module) is not None and id(module) in self._paths
-
-
-def _known(trace: Trace, phase: str | None, position: int) -> str:
-    phases = trace.phases
-    if phase is None and position < len(phases):
-        return phases[position]
-    if phase is None or phase not in phases:
-        seen = ", ".join(phases) or "none: nothing ran"
-        raise ValueError(f"there is no {f'phase {phase!r}' if phase else 'second phase'} to compare; seen: {seen}.")
-    return phase

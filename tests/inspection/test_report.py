@@ -399,6 +399,23 @@ def test_a_module_around_a_model_that_was_taken_in_is_told():
     assert not findings(policy, "unguarded")
 
 
+def test_a_mismatch_is_not_said_to_be_cast_where_nothing_watches():
+    model = Normed(Norm(False))
+    (found,) = findings(model, "mismatch")
+    assert found.meaning.endswith("the shim does not cast it, for it does not watch the module")
+    assert "guard(model)" in found.advice
+    qlora_bf16_patch.guard(model)
+    (found,) = findings(model, "mismatch")
+    assert found.meaning.endswith("with the shim it is cast")
+    assert "import qlora_bf16_patch" in found.advice
+
+
+def test_of_8_bits_no_storage_is_advised_that_they_do_not_have(checkpoint):
+    found = findings(llama(checkpoint, load_in_8bit=True), "FSDP1")
+    assert "FSDP2" in found[0].advice
+    assert "quant_storage" not in found[0].advice
+
+
 def test_a_shim_that_is_off_is_told():
     model = lora_model()
     with qlora_bf16_patch.disabled("peft.boundary"):

@@ -33,8 +33,9 @@ def find(looked: Looked) -> Iterator[Finding]:
         if len(examples) < 2 and not integers:
             continue
         held = ", ".join(f"{short(dtype)} ({_shown(name, counts[dtype])})" for dtype, name in examples.items())
-        packed = any(is_kbit_weight(one) and not one.is_floating_point() for _, one in parameters)
-        say = advice("FSDP1 packed" if packed else "FSDP1", looked.program)
+        packed = {one.dtype for _, one in parameters if is_kbit_weight(one) and not one.is_floating_point()}
+        kind = "FSDP1 8 bits" if torch.int8 in packed else "FSDP1 packed" if packed else "FSDP1"
+        say = advice(kind, looked.program)
         meaning = _UNIFORM if next(iter(examples)).is_floating_point else _INTEGERS
         yield Finding(path, type(unit).__name__, "FSDP1", f"its parameters are {held}", meaning, say)
 

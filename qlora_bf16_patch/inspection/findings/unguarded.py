@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from ...hosts.bitsandbytes import is_kbit
 from ...numerics import training
 from ..advice import advice
@@ -21,9 +23,8 @@ def find(looked: Looked) -> Iterator[Finding]:
         what = f"{PATCH} is not at work in this process"
         yield Finding("", name, "unguarded", what, _OFF, advice("off", looked.program))
         return
-    guarded = {id(part) for root in training.models() for part in root.modules()}
-    guarded |= {id(part) for one in model.modules() if training.is_taken_in(one) for part in one.modules()}
-    outside = [(path, one) for path, one in model.named_modules() if id(one) not in guarded]
+    inside = guarded(model)
+    outside = [(path, one) for path, one in model.named_modules() if id(one) not in inside]
     if len(outside) == sum(1 for _ in model.modules()):
         say = advice("unguarded", looked.program)
         yield Finding("", name, "unguarded", "no module of it has been taken in", _OUTSIDE, say)
@@ -33,3 +34,15 @@ def find(looked: Looked) -> Iterator[Finding]:
             what = "it is outside of the model that was taken in"
             say = advice("unguarded", looked.program)
             yield Finding(path, type(module).__name__, "unguarded", what, _OUTSIDE, say)
+
+
+def watched(looked: Looked) -> set[int]:
+    """Ids of the modules in which a mismatch is cast."""
+    off = any(one.name == PATCH and not one.on for one in looked.installations)
+    return set() if off else guarded(looked.model)
+
+
+def guarded(model: nn.Module) -> set[int]:
+    """Ids of the modules that are in a model that was taken in."""
+    found = {id(part) for root in training.models() for part in root.modules()}
+    return found | {id(part) for one in model.modules() if training.is_taken_in(one) for part in one.modules()}
