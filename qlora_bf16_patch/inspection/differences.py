@@ -55,7 +55,7 @@ def known_phase(trace: Any, phase: str | None, position: int) -> str:
     Raises:
         ValueError: there is no such phase.
     """
-    phases = trace.phases
+    phases: tuple[str, ...] = trace.phases
     if phase is None and position < len(phases):
         return phases[position]
     if phase is None or phase not in phases:
