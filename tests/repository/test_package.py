@@ -42,5 +42,5 @@ def test_the_metadata_says_what_it_is(installed):
 
 def test_the_readme_and_the_changelog_name_the_version():
     version = qlora_bf16_patch.__version__
-    assert f"qlora-bf16-patch=={version}\n" in (ROOT / "README.md").read_text()
+    assert f"`qlora-bf16-patch=={version}` in `requirements.txt`" in (ROOT / "README.md").read_text()
     assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
