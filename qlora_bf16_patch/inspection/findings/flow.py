@@ -164,7 +164,7 @@ def _asked(module: nn.Module, hidden: torch.dtype) -> Dtype:
     given = torch.empty(1, 1, width, dtype=hidden, device="meta")
     for arguments in ((given,), (given, given)):  # some norms are given a gate as well (Qwen3-Next)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 copy: Any = overlay(module, _parameters=own, _buffers=buffers)  # nothing of the model's is written to
                 result = type(copy).forward(copy, *arguments)
         except Exception:  # of a model's own code: a kernel of a GPU alone, other arguments
