@@ -345,9 +345,9 @@ def test_blocks_end_in_any_order(first):
     blocks = [qlora_bf16_patch.trace(model), qlora_bf16_patch.assert_dtypes(model)]
     for block in blocks:
         block.__enter__()
-    with pytest.raises(ValueError, match="No module"):
-        for block in (blocks[first], blocks[1 - first]):
-            block.__exit__(None, None, None)
+    model(X.bfloat16())
+    for block in (blocks[first], blocks[1 - first]):
+        block.__exit__(None, None, None)
     blocks[0]._stack.close()
     assert not hooks(model)
     assert not any("__reduce_ex__" in vars(module) for module in model.modules())
