@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import report, trace
 from .report import Report
 from .trace import Trace
 
 WRITERS = "Trace.to_json, Report.to_json and `qlora-bf16-patch run --trace` write one."
-READERS: dict[str, Any] = {trace.FORMAT: Trace.from_json, report.FORMAT: Report.from_json}
+KINDS: dict[str, type[Trace] | type[Report]] = {kind.FORMAT: kind for kind in (Trace, Report)}
 
 
 def read(file: str | Path) -> Trace | Report:
@@ -26,9 +25,8 @@ def read(file: str | Path) -> Trace | Report:
         what: Any = found.get("format") if isinstance(found, dict) else None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is neither a trace nor a report: it is no JSON ({error}). {WRITERS}") from error
-    reader = READERS.get(what) if isinstance(what, str) else None
-    if reader is None:
+    kind = KINDS.get(what) if isinstance(what, str) else None
+    if kind is None:
         written = f"its format is {what!r}" if what else "it has no format"
         raise ValueError(f"{file} is neither a trace nor a report: {written}. {WRITERS}")
-    result: Trace | Report = reader(Path(file))
-    return result
+    return kind.of(found, str(file))

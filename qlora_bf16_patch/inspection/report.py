@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..engine.tables import Section, Shown
+from ..engine.tables import Section
 from .advice import program_in_use
 from .findings import find
 from .findings.finding import Finding, Looked
@@ -18,16 +16,16 @@ from .folding import folded, labels
 from .given import expect_kbit_model
 from .held import Held, held_by
 from .observed import from_row, text, to_row, whole
+from .saved import Saved
 from .table import as_rich
 
 if TYPE_CHECKING:
     from ..engine.installation import Installation
 
-FORMAT = "qlora_bf16_patch report 1"
 COLUMNS = ("module", "class", "weight", "storage", "compute", "parameters", "trainable", "modules")
 
 
-class Report(Shown):
+class Report(Saved):
     """What a model holds, and what is found in it. It keeps no tensor and no module.
 
     Attributes:
@@ -37,6 +35,8 @@ class Report(Shown):
         findings: what to expect, in the order in which it matters.
         on_meta: how many parameters are meta tensors, which have dtypes and no values.
     """
+
+    FORMAT = "qlora_bf16_patch report 1"
 
     def __init__(
         self,
@@ -57,57 +57,29 @@ class Report(Shown):
         """Lines that tell of :meth:`mismatches`."""
         return list(spoken(self.mismatches()))
 
-    def to_json(self, file: str | Path | None = None) -> str:
-        """The report as JSON, written to ``file`` if one is given."""
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "model": self.model,
-                "program": self.program,
-                "held": [to_row(one, 1) for one in self.held],
-                "findings": [to_row(one, 1) for one in self.findings],
-                "on_meta": self.on_meta,
-            },
-            indent=1,
-        )
-        if file is not None:
-            Path(file).write_text(text)
-        return text
-
-    def to_html(self, file: str | Path | None = None) -> str:
-        """The report as a page of HTML, written to ``file`` if one is given; it is one file and loads nothing."""
-        from .page.of_report import page_of
-
-        text = page_of(self)
-        if file is not None:
-            Path(file).write_text(text, encoding="utf-8")
-        return text
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "program": self.program,
+            "held": [to_row(one, 1) for one in self.held],
+            "findings": [to_row(one, 1) for one in self.findings],
+            "on_meta": self.on_meta,
+        }
 
     @classmethod
-    def from_json(cls, source: str | Path) -> Report:
-        """A report from what :meth:`to_json` has returned, or from the file that it has written.
+    def _made_of(cls, found: dict[str, Any]) -> Report:
+        return cls(
+            text(found["model"]),
+            found["program"] and text(found["program"]),
+            [from_row(Held, row)[0] for row in found["held"]],
+            [from_row(Finding, row)[0] for row in found["findings"]],
+            whole(found["on_meta"]),
+        )
 
-        Raises:
-            ValueError: it is no report.
-            OSError: there is no such file.
-        """
-        is_text = isinstance(source, str) and source.lstrip().startswith("{")
-        try:
-            found: Any = json.loads(str(source) if is_text else Path(source).read_text())
-            if found["format"] != FORMAT:
-                raise ValueError(f"its format is {found['format']!r}")
-            return cls(
-                text(found["model"]),
-                found["program"] and text(found["program"]),
-                [from_row(Held, row)[0] for row in found["held"]],
-                [from_row(Finding, row)[0] for row in found["findings"]],
-                whole(found["on_meta"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            what = "the text" if is_text else str(source)
-            raise ValueError(
-                f"{what} is no report: {type(error).__name__}: {error}. Report.to_json writes one."
-            ) from error
+    def _page(self) -> str:
+        from .page.of_report import page_of
+
+        return page_of(self)
 
     def shown(self) -> tuple[list[Section], list[str]]:
         return [self._section()], self._told()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..engine.tables import Section, Shown
+from ..engine.tables import Section
 from ..watching import events
 from ..watching.refusals import is_of_dtypes, modules_on
 from .calls import Call, Here
@@ -21,16 +19,15 @@ from .differences import Difference, differences, known_phase
 from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
 from .given import expect_kbit_model
 from .hooks import around_generate, hooked
-from .observed import CastSeen, Ran, Refused, from_row, to_row
-from .observed import text as text_of
+from .observed import CastSeen, Ran, Refused, from_row, text, to_row
 from .refused import note_of, passed
+from .saved import Saved
 from .table import COLUMNS, casts, refusals, remarks, rich_table, tables
 
-FORMAT = "qlora_bf16_patch trace 1"
 _traced: set[int] = set()
 
 
-class Trace(Shown):
+class Trace(Saved):
     """A context manager that records the dtypes of every module of ``model`` that runs inside of it.
 
     It keeps no tensor and no module. The hooks make LoRA's layers take PEFT's own forward, with the same result, and
@@ -52,6 +49,8 @@ class Trace(Shown):
         TypeError: it is no module.
         ValueError: the model has no quantized layer.
     """
+
+    FORMAT = "qlora_bf16_patch trace 1"
 
     def __init__(self, model: torch.nn.Module | None = None) -> None:
         self.ran: Counter[Ran] = Counter()
@@ -147,64 +146,30 @@ class Trace(Shown):
             self, mine, other, known_phase(other, right, 0 if other is not self and right is None else 1)
         )
 
-    def to_json(self, file: str | Path | None = None) -> str:
-        """The trace as JSON, written to ``file`` if one is given."""
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "ran": [to_row(seen, count) for seen, count in self.ran.items()],
-                "casts": [to_row(seen, count) for seen, count in self.casts.items()],
-                "refused": [to_row(seen, count) for seen, count in self.refused.items()],
-                "never_ran": list(self.never_ran),
-                "error": self.error,
-                "error_phase": self.error_phase,
-            },
-            indent=1,
-        )
-        if file is not None:
-            Path(file).write_text(text)
-        return text
-
-    def to_html(self, file: str | Path | None = None) -> str:
-        """The trace as a page of HTML, a column for each phase, written to ``file`` if one is given.
-
-        It is one file, loads nothing from elsewhere and needs no server.
-        """
-        from .page.of_trace import page_of
-
-        text = page_of(self)
-        if file is not None:
-            Path(file).write_text(text, encoding="utf-8")
-        return text
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "ran": [to_row(seen, count) for seen, count in self.ran.items()],
+            "casts": [to_row(seen, count) for seen, count in self.casts.items()],
+            "refused": [to_row(seen, count) for seen, count in self.refused.items()],
+            "never_ran": list(self.never_ran),
+            "error": self.error,
+            "error_phase": self.error_phase,
+        }
 
     @classmethod
-    def from_json(cls, source: str | Path) -> Trace:
-        """A trace from what :meth:`to_json` has returned, or from the file that it has written.
-
-        Raises:
-            ValueError: it is no trace.
-            OSError: there is no such file.
-        """
-        is_text = isinstance(source, str) and source.lstrip().startswith("{")
-        text = source if is_text else Path(source).read_text()
-        try:
-            found = json.loads(text)  # type: ignore[arg-type]
-            if found["format"] != FORMAT:
-                raise ValueError(f"its format is {found['format']!r}")
-            trace = cls()
-            trace.ran.update(dict(from_row(Ran, row) for row in found["ran"]))
-            trace.casts.update(dict(from_row(CastSeen, row) for row in found["casts"]))
-            trace.refused.update(dict(from_row(Refused, row) for row in found.get("refused", ())))
-            trace.never_ran = tuple(map(text_of, found["never_ran"]))
-            trace.error, trace.error_phase = (
-                found.get(one) and text_of(found[one]) for one in ("error", "error_phase")
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            what = "the text" if is_text else str(source)
-            raise ValueError(
-                f"{what} is no trace: {type(error).__name__}: {error}. Trace.to_json writes one."
-            ) from error
+    def _made_of(cls, found: dict[str, Any]) -> Trace:
+        trace = cls()
+        trace.ran.update(dict(from_row(Ran, row) for row in found["ran"]))
+        trace.casts.update(dict(from_row(CastSeen, row) for row in found["casts"]))
+        trace.refused.update(dict(from_row(Refused, row) for row in found.get("refused", ())))
+        trace.never_ran = tuple(map(text, found["never_ran"]))
+        trace.error, trace.error_phase = (found.get(one) and text(found[one]) for one in ("error", "error_phase"))
         return trace
+
+    def _page(self) -> str:
+        from .page.of_trace import page_of
+
+        return page_of(self)
 
     def shown(self) -> tuple[list[Section], list[str]]:
         return [(phase, COLUMNS, rows) for phase, rows in tables(self)], remarks(self)
