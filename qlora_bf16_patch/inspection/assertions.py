@@ -11,14 +11,13 @@ from typing import NoReturn
 
 import torch
 
-from ..hosts.bitsandbytes import is_kbit_model
+from ..hosts.given import expect_kbit_model
 from ..watching.events import CastRefused
 from ..watching.refusals import is_of_dtypes, modules_on, refusal
 from ..watching.running import has_compiled
 from .casts import Casts, listening
 from .expected import Wanted, Wrong, adapting, computing, matching
 from .folding import Row, folded
-from .given import expect_module
 from .hooks import hooked
 from .observed import CastSeen
 
@@ -49,17 +48,12 @@ def check(
 ) -> None:
     """Look at a model, which is not run; arguments and errors are those of :func:`qlora_bf16_patch.assert_dtypes`."""
     __tracebackhide__ = True  # pytest shows the line that asserts, as with torch.testing.assert_close
-    expect_module(model, "assert_dtypes")
-    name = type(model).__name__
-    if not is_kbit_model(model):
-        raise ValueError(
-            f"{name} has no bitsandbytes 4- or 8-bit layer, so it is no model whose dtypes are asserted here. Give the "
-            "model that was loaded with a BitsAndBytesConfig, or the one that PEFT has made of it."
-        )
+    expect_kbit_model(model, "assert_dtypes", "assert")
     named = dict(model.named_modules(remove_duplicate=False))
     found = computing(named, compute) + matching(named, dtypes or {})
     found += adapting(named, adapters) if adapters is not None else []
     if found:
+        name = type(model).__name__
         _fail(f"{name} has other dtypes than was asserted:", Counter(found), dict.fromkeys(one.advice for one in found))
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..engine.tables import Section
+from ..hosts.given import expect_kbit_model
 from .advice import program_in_use
 from .findings import find
 from .findings.finding import Finding, Looked
 from .folding import folded, labels
-from .given import expect_kbit_model
 from .held import Held, held_by
 from .observed import from_row, text, to_row, whole
 from .saved import Saved

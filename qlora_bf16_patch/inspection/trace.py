@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from ..engine.tables import Section
+from ..hosts.given import expect_kbit_model
 from ..watching import events
 from ..watching.refusals import is_of_dtypes, modules_on
 from .calls import Call, Here
 from .casts import listening, paths_in, seen_in
 from .differences import Difference, differences, known_phase
 from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
-from .given import expect_kbit_model
 from .hooks import around_generate, hooked
 from .observed import CastSeen, Ran, Refused, from_row, text, to_row
 from .refused import note_of, passed

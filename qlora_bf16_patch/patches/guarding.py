@@ -8,7 +8,7 @@ from torch import nn
 
 from ..engine.installation import Installation
 from ..hosts.accelerate import KEPT
-from ..hosts.bitsandbytes import is_kbit_model
+from ..hosts.given import expect_kbit_model
 from . import boundary, tuners
 from .injection import safely
 
@@ -24,10 +24,7 @@ def guard(model: nn.Module, installation: Callable[[str], Installation]) -> None
         TypeError: it is no module.
         ValueError: it has none.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"guard takes a model, a torch.nn.Module, and was given {type(model).__name__}.")
-    if not is_kbit_model(model):
-        raise ValueError(f"{type(model).__name__} has no bitsandbytes 4- or 8-bit layer: there is nothing to guard.")
+    expect_kbit_model(model, "guard")
     for module in model.modules():
         if KEPT in module.__dict__:
             installation("bitsandbytes.linear4bit").rebind(module, KEPT)

@@ -19,7 +19,7 @@ _OUTSIDE = "a mismatch in it raises outside of autocast: the shim watches the mo
 
 def find(looked: Looked) -> Iterator[Finding]:
     model, name = looked.model, type(looked.model).__name__
-    if any(one.name == PATCH and not one.on for one in looked.installations):
+    if _is_off(looked):
         what = f"{PATCH} is not at work in this process"
         yield Finding("", name, "unguarded", what, _OFF, advice("off", looked.program))
         return
@@ -38,11 +38,14 @@ def find(looked: Looked) -> Iterator[Finding]:
 
 def watched(looked: Looked) -> set[int]:
     """Ids of the modules in which a mismatch is cast."""
-    off = any(one.name == PATCH and not one.on for one in looked.installations)
-    return set() if off else guarded(looked.model)
+    return set() if _is_off(looked) else guarded(looked.model)
 
 
 def guarded(model: nn.Module) -> set[int]:
     """Ids of the modules that are in a model that was taken in."""
     found = {id(part) for root in training.models() for part in root.modules()}
     return found | {id(part) for one in model.modules() if training.is_taken_in(one) for part in one.modules()}
+
+
+def _is_off(looked: Looked) -> bool:
+    return any(one.name == PATCH and not one.on for one in looked.installations)
