@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from .console import console
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("report", help="what a trace or a report in a file says")
@@ -39,17 +41,13 @@ def main(options: argparse.Namespace) -> int:
 
 def _show(found: Any) -> None:
     """By rich on a terminal that is wide enough; else plain lines, since a tree in folded columns is none."""
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-            from rich.table import Table
-        except ImportError:
-            pass
-        else:
-            console, shown = Console(), found.__rich__()
-            whole = console.options.update(width=10_000)
-            tables = [part for part in shown.renderables if isinstance(part, Table)]
-            if all(console.measure(table, options=whole).maximum <= console.width for table in tables):
-                console.print(shown)
-                return
+    terminal = console()
+    if terminal is not None:
+        from rich.table import Table
+
+        shown, whole = found.__rich__(), terminal.options.update(width=10_000)
+        tables = [part for part in shown.renderables if isinstance(part, Table)]
+        if all(terminal.measure(table, options=whole).maximum <= terminal.width for table in tables):
+            terminal.print(shown)
+            return
     print(found)

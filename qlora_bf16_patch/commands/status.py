@@ -8,8 +8,10 @@ import sys
 from typing import Any
 
 from ..doctor.rows import problems, with_everything_imported
-from ..engine.tables import as_text
+from ..engine.patch import Status
+from ..engine.statuses import COLUMNS, Statuses
 from ..patches import CATALOGUE
+from .console import console
 from .waiting import waiting
 
 
@@ -36,24 +38,19 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    """By rich on a terminal, where it is there; a pipe is given plain lines, which are not folded."""
-    columns = ("name", "state", "reason", "decided_by", "version")
-    cells = [[str(row[column] or "") for column in columns] for row in rows]
-    notes = [f"{row['name']}: {note}" for row in rows for note in row["notes"]]
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-            from rich.table import Column, Table
-        except ImportError:
-            pass
-        else:
-            # Names are what a user types; a long word of a reason is not cut off.
-            table = Table(*(Column(column, no_wrap=column == "name", overflow="fold") for column in columns))
-            for row in cells:
-                table.add_row(*row)
-            console = Console()
-            console.print(table)
-            for note in notes:
-                console.print(note, markup=False, highlight=False, soft_wrap=True)
-            return
-    print(as_text([("", columns, cells)], notes))
+    """By rich on a terminal; a pipe is given plain lines, which are not folded."""
+    found = Statuses(Status(**row) for row in rows)
+    terminal = console()
+    if terminal is None:
+        print(found)
+        return
+    from rich.table import Column, Table
+
+    # Names are what a user types; a long word of a reason is not cut off.
+    table = Table(*(Column(column, no_wrap=column == "name", overflow="fold") for column in COLUMNS))
+    ((_, _, cells),), notes = found.shown()
+    for row in cells:
+        table.add_row(*row)
+    terminal.print(table)
+    for note in notes:
+        terminal.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
+
+from .console import console
 
 
 @contextlib.contextmanager
@@ -22,20 +23,16 @@ def waiting(steps: int) -> Iterator[Callable[[str], None]]:
         ...     step("importing peft")
         ...     step("running the self-test")
     """
-    # Not rich's own answer: FORCE_COLOR makes it take a pipe for a terminal (rich 15.0.0, console.py, is_terminal).
-    if sys.stderr is None or not sys.stderr.isatty():
+    terminal = console(stderr=True)
+    if terminal is None:
         yield _nothing
         return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-    except ImportError:
-        yield _nothing
-        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
     what = TextColumn("{task.description}", markup=False)
     columns = (SpinnerColumn(), BarColumn(bar_width=20), MofNCompleteColumn(), what)
     # What is printed in the block stays on stdout.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+    with Progress(*columns, console=terminal, transient=True, redirect_stdout=False) as progress:
         task = progress.add_task("", total=steps, completed=-1, visible=False)  # until the first step begins
 
         def step(what: str) -> None:
