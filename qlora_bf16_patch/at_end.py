@@ -14,6 +14,7 @@ from .engine.imports import when_imported
 from .trace_file import TraceFile
 
 if TYPE_CHECKING:
+    from .engine.patch import Status
     from .inspection.program import ProgramTrace
     from .inspection.trace import Trace
 
@@ -102,7 +103,7 @@ def _as_seen_from_here(file: str) -> str:
 def _forked() -> None:
     """In a process that was forked: what was cast before is its parent's."""
     global _models_before
-    _models_before = _count("numerics.training", "taken_in")
+    _models_before = count("numerics.training", "taken_in")
     if events := sys.modules.get("qlora_bf16_patch.watching.events"):
         events.forget_modules()
 
@@ -114,49 +115,34 @@ def _tell() -> None:
         return
     _told_in = os.getpid()
     where, wrong = _traced.ended() if _traced is not None else ([], [])
-    models = _count("numerics.training", "taken_in")
-    if _models_before == models and not (where or wrong or _count("watching.events", "modules_cast")):
+    models = count("numerics.training", "taken_in")
+    if _models_before == models and not (where or wrong or count("watching.events", "modules_cast")):
         return  # a worker that loads data
-    done = f"{_active()} patches active; no k-bit model was taken in" if where and not models else summary()
+    from . import status
+
+    rows = status()
+    done = _done(rows, models, bool(where))
     if _traced is not None and not where and not wrong:
         where = ["no trace of this process"]
-    wrong = [*_failed(), *wrong]
-    if wrong or not _quiet:
+    failed = [f"{row.name} is {row.state}: {row.reason}" for row in rows if row.state in ("failed", "shadowed")]
+    if failed or wrong or not _quiet:
         # Not sys.stderr: a notebook's kernel has its own there, which nobody reads any more (ipykernel 7.4).
-        children.tell("; ".join([done, *where, *wrong]), sys.__stderr__)
+        children.tell("; ".join([done, *where, *failed, *wrong]), sys.__stderr__)
 
 
-def summary() -> str:
-    """What the shim did in this process."""
-    models = _count("numerics.training", "taken_in")
-    if not models:
-        return f"no k-bit model was {'taken in: every patch is off' if _all_off() else 'seen here'}"
-    modules = _count("watching.events", "modules_cast")
-    return (
-        f"{_active()} patches active; {models} k-bit model{'s' * (models > 1)}; "
-        f"casts in {modules} module{'s' * (modules != 1)}"
-    )
+def _done(rows: list[Status], models: int, is_traced: bool) -> str:
+    """What the shim did in this process, in words."""
+    active = f"{sum(row.state == 'active' for row in rows)} patches active"
+    if models:
+        modules = count("watching.events", "modules_cast")
+        return f"{active}; {models} k-bit model{'s' * (models > 1)}; casts in {modules} module{'s' * (modules != 1)}"
+    if is_traced:
+        return f"{active}; no k-bit model was taken in"
+    all_off = all(row.state == "off" for row in rows)
+    return f"no k-bit model was {'taken in: every patch is off' if all_off else 'seen here'}"
 
 
-def _all_off() -> bool:
-    from . import status
-
-    return all(row.state == "off" for row in status())
-
-
-def _active() -> int:
-    from . import status
-
-    return sum(row.state == "active" for row in status())
-
-
-def _failed() -> list[str]:
-    from . import status
-
-    return [f"{row.name} is {row.state}: {row.reason}" for row in status() if row.state in ("failed", "shadowed")]
-
-
-def _count(module: str, function: str) -> int:
+def count(module: str, function: str) -> int:
     """What a function of ours counts; 0 while nobody has imported it."""
     found = sys.modules.get(f"qlora_bf16_patch.{module}")
     return int(getattr(found, function)()) if found is not None else 0

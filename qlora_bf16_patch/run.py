@@ -21,8 +21,8 @@ from .patches import MOVED
 NOT_FOUND = 127  # as of a shell
 # Set for the program's processes alone: no variables of a user's.
 QUIET, TRACE = "_QLORA_BF16_PATCH_QUIET", "_QLORA_BF16_PATCH_TRACE"
+REPORTS = "_QLORA_BF16_PATCH_REPORTS"  # a folder that `doctor PROGRAM` collects from
 IGNORED = ("SIGPIPE", "SIGXFSZ")  # by Python (Python/pylifecycle.c); a program that is no Python would inherit it
-REPORTS = "_QLORA_BF16_PATCH_REPORTS"  # a folder that `doctor PROGRAM` collects from; no variable of the user's
 
 
 class ProgramNotFoundError(ValueError):

@@ -26,6 +26,7 @@ ROOMS = {
             "patches",
             "defects",
             "run",
+            "at_end",
             "bootstrap",
             "_registry",
             "__version__",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..at_end import count
 from .rows import rows
 from .strangers import over_ours, strangers
 
@@ -28,13 +29,10 @@ def _ended(folder: str) -> None:
 
 
 def _found() -> dict[str, Any]:
-    events, training = (
-        sys.modules.get(f"qlora_bf16_patch.{name}") for name in ("watching.events", "numerics.training")
-    )
     return {
         "patches": rows(),
-        "models": training.taken_in() if training else 0,
-        "modules_cast": events.modules_cast() if events else 0,
+        "models": count("numerics.training", "taken_in"),
+        "modules_cast": count("watching.events", "modules_cast"),
         "strangers": [*strangers(), *over_ours()],
         **_error(),
     }
