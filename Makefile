@@ -28,7 +28,7 @@ cuda: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.cuda $(or $(DEVICE),emulated)
 
 sweep: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.recipes.sweep
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sweep
 
 bench: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks

@@ -9,7 +9,7 @@ import importlib.metadata
 import itertools
 import json
 import logging
-import platform
+import os
 import shlex
 import sys
 import warnings
@@ -22,9 +22,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from qlora_bf16_patch.doctor.machine import processor
+from toys.llama import DEEP, LLAMA_3_8B, SMALL
+
 from . import rows
 from .measure import Measured, measure
-from .models import DEEP, LLAMA_3_8B, SMALL
 from .summary import cells, page
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "wrapt")
@@ -108,8 +110,7 @@ def table(results: dict[str, dict[str, Measured]]) -> Table:
 def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{models[0].partition(': ')[2] if models else platform.machine()}, {len(models)} cores"
+    return f"{processor()['name']}, {os.cpu_count()} cores"
 
 
 def arguments() -> argparse.Namespace:

@@ -26,10 +26,11 @@ assert qlora_bf16_patch.__file__.startswith(checkout), qlora_bf16_patch.__file__
 sys.path[0] = here
 import torch
 torch.set_num_threads(1)
-from benchmarks import models, rows
+from benchmarks import rows
 from benchmarks.measure import clocked
+from toys import llama
 torch.manual_seed(0)
-run = rows.one_token(models.llama(getattr(models, shape), recipe).eval())
+run = rows.one_token(llama.llama(getattr(llama, shape), recipe).eval())
 run(), run()
 print(_READY, flush=True)
 for _ in sys.stdin:
@@ -76,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.against", description=__doc__)
     parser.add_argument("checkout", type=Path, help="another one of the package")
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--recipes", nargs="+", default=["qlora"], help="see benchmarks/models.py")
+    parser.add_argument("--recipes", nargs="+", default=["qlora"], help="see toys/llama.py")
     options = parser.parse_args()
     for shape in ("DEEP", "SMALL"):
         for recipe in options.recipes:

@@ -19,10 +19,12 @@ from peft import IA3Config, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import nn
 from transformers import DynamicCache
 
-from .measure import CONDITIONS, Run, clocked
-from .models import Shape, llama
+from toys import devices
+from toys.conditions import CONDITIONS
+from toys.llama import Shape, generate, llama, step
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from .measure import Run, clocked
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYER_CONDITIONS = ("unpatched", "off", "shim", "autocast")
 Row = tuple[str, dict[str, Run]]
@@ -38,8 +40,8 @@ class Layers(nn.Module):
             make: Any = functools.partial(Linear4bit, compute_dtype=torch.bfloat16, quant_type="nf4")
         else:
             make = functools.partial(Linear8bitLt, has_fp16_weights=False)
-        self.proj, self.plain = (make(width, width, bias=False).to(DEVICE) for _ in range(2))
-        self.lm_head = nn.Linear(width, width, bias=False, dtype=torch.bfloat16, device=DEVICE)
+        self.proj, self.plain = (make(width, width, bias=False).to(devices.TYPE) for _ in range(2))
+        self.lm_head = nn.Linear(width, width, bias=False, dtype=torch.bfloat16, device=devices.TYPE)
 
 
 LORA = LoraConfig(r=16, target_modules=["proj"], init_lora_weights=False)
@@ -55,7 +57,7 @@ def layers(widths: list[int]) -> Iterator[Row]:
     """One call of each layer, without gradients. The floor is the layer whose adapter and input are in bf16."""
     for width, tokens, given in itertools.product(widths, (1, 512), DTYPES):
         torch.manual_seed(0)
-        x = torch.randn(1, tokens, width, device=DEVICE, dtype=DTYPES[given])
+        x = torch.randn(1, tokens, width, device=devices.TYPE, dtype=DTYPES[given])
         about = f"{width} wide, {tokens} tokens, {given}"
         for name, (bits, config) in ADAPTERS.items():
             model = get_peft_model(Layers(width, bits), config).eval().base_model.model
@@ -69,7 +71,7 @@ def layers(widths: list[int]) -> Iterator[Row]:
         heads = x.view(1, tokens, width // 64, 64).transpose(1, 2)
         attention = functools.partial(nn.functional.scaled_dot_product_attention, heads, heads)
         yield f"attention, {about}", same(without_gradients(attention, heads), LAYER_CONDITIONS)
-        unmarked = nn.Linear(width, width, bias=False, dtype=DTYPES[given], device=DEVICE)
+        unmarked = nn.Linear(width, width, bias=False, dtype=DTYPES[given], device=devices.TYPE)
         yield f"unmarked linear, {about}", same(without_gradients(unmarked, x), ("unpatched", "off", "shim"))
 
 
@@ -84,7 +86,7 @@ def generation(shape: Shape, tokens: int, batches: list[int], contexts: list[int
     for recipe in ("plain", "kbit", "qlora"):
         model = llama(shape, recipe).eval()
         for batch, context in itertools.product(batches, contexts):
-            ids = torch.randint(3, shape.vocabulary, (batch, context), device=DEVICE)
+            ids = torch.randint(3, shape.vocabulary, (batch, context), device=devices.TYPE)
             runs = same(functools.partial(generate, model, ids, tokens), tuple(CONDITIONS))
             runs["floor"] = functools.partial(generate, floor, ids, tokens)
             yield f"generate {tokens} tokens, {recipe}, batch {batch}, context {context}, {shape.layers} layers", runs
@@ -105,13 +107,13 @@ def tokens(shapes: list[Shape]) -> Iterator[Row]:
 
 
 def one_token(model: Any) -> Run:
-    ids = torch.randint(3, 300, (1, 16), device=DEVICE)
+    ids = torch.randint(3, 300, (1, 16), device=devices.TYPE)
     caches: dict[bool, DynamicCache] = {}
 
     @torch.no_grad()
     def run() -> None:
         # Outside of autocast the states have another dtype: a cache for each.
-        autocast = torch.is_autocast_enabled(DEVICE)
+        autocast = torch.is_autocast_enabled(devices.TYPE)
         if autocast not in caches:
             caches[autocast] = DynamicCache(config=model.config)
             model(ids, past_key_values=caches[autocast])
@@ -123,7 +125,7 @@ def one_token(model: Any) -> Run:
 
 def first_calls(shapes: list[Shape], rounds: int) -> dict[str, float]:
     """How many times as long the first call of a kind takes as the second, the median, by call and model."""
-    ids = torch.randint(3, 300, (1, 16), device=DEVICE)
+    ids = torch.randint(3, 300, (1, 16), device=devices.TYPE)
     calls: dict[str, Callable[[Any], Any]] = {
         "forward": torch.no_grad()(lambda model: model(ids, use_cache=False)),
         "prompt with a cache": torch.no_grad()(
@@ -144,7 +146,7 @@ def first_calls(shapes: list[Shape], rounds: int) -> dict[str, float]:
 
 def training(shape: Shape, tokens: int) -> Iterator[Row]:
     """A step in bfloat16 autocast, as Trainer makes it."""
-    ids = torch.randint(3, shape.vocabulary, (1, tokens), device=DEVICE)
+    ids = torch.randint(3, shape.vocabulary, (1, tokens), device=devices.TYPE)
     for recipe in ("plain", "qlora"):
         for checkpointing in (False, True):
             model = llama(shape, recipe).train()
@@ -162,17 +164,6 @@ def same(run: Run, conditions: tuple[str, ...]) -> dict[str, Run]:
 
 def without_gradients(layer: Callable[..., Any], x: torch.Tensor) -> Run:
     return torch.no_grad()(functools.partial(layer, x))
-
-
-def generate(model: Any, ids: torch.Tensor, tokens: int) -> Any:
-    return model.generate(input_ids=ids, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-
-
-def step(model: Any, ids: torch.Tensor) -> None:
-    with torch.autocast(DEVICE, torch.bfloat16):
-        loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
-    model.zero_grad()
 
 
 def imports(rounds: int) -> dict[str, float]:

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .measure import CONDITIONS, Measured
+from toys.conditions import CONDITIONS
+
+from .measure import Measured
 from .rows import generated
 
 COLUMNS = (*CONDITIONS, "floor")

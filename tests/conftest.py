@@ -1,10 +1,11 @@
-from . import devices  # isort: skip  # before torch
+from toys import devices  # isort: skip  # before torch
 
 import textwrap
 
 import pytest
 
-from . import cpu  # noqa: F401
+import qlora_bf16_patch
+from toys import cpu  # noqa: F401
 
 
 def pytest_collection_modifyitems(items):
@@ -14,11 +15,20 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=devices.MISSING))
         elif mark and devices.TYPE != "cpu":
             item.add_marker(pytest.mark.skip(reason=f"of the CPU alone: {mark.args[0]}"))
+        # In the report that tests/repository/test_failures.py reads.
+        item.user_properties += [("failure", mark.kwargs["row"]) for mark in item.iter_markers("failure")]
 
 
 @pytest.fixture(autouse=True)
 def _on_the_device():
     with devices.default():
+        yield
+
+
+@pytest.fixture
+def strict():
+    """As QLORA_BF16_PATCH_STRICT=1."""
+    with qlora_bf16_patch.strict():
         yield
 
 

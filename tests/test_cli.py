@@ -11,17 +11,11 @@ import pytest
 from qlora_bf16_patch.commands import main
 from qlora_bf16_patch.patches import CATALOGUE
 
-BROKEN = 'raise OSError("libbitsandbytes.so: cannot open shared object file")'
-
-
-def run(*arguments, path="", **environ):
-    environ = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environ}
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), environ.get("PYTHONPATH")]))
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environ, timeout=300)
+from .starting import BROKEN, python
 
 
 def status(**options):
-    result = run("-m", "qlora_bf16_patch", "status", "--json", **options)
+    result = python("-m", "qlora_bf16_patch", "status", "--json", **options)
     assert result.returncode == 0, result.stderr
     return {row["name"]: row for row in json.loads(result.stdout)}
 
@@ -37,7 +31,7 @@ def test_every_patch_has_a_row_and_what_is_on_is_active():
 
 
 def test_the_table_shows_name_state_reason_decider_and_version():
-    result = run("-m", "qlora_bf16_patch", "status", QLORA_BF16_PATCH_DISABLE="peft.bound*", COLUMNS="80")
+    result = python("-m", "qlora_bf16_patch", "status", QLORA_BF16_PATCH_DISABLE="peft.bound*", COLUMNS="80")
     assert result.returncode == 0, result.stderr
     (line,) = (line for line in result.stdout.splitlines() if "peft.boundary" in line)
     assert re.split("  +", line)[1:4] == [
@@ -56,7 +50,7 @@ def test_the_help_speaks_to_who_runs_it(capsys):
 
 
 def check(**options):
-    return run("-m", "qlora_bf16_patch", "status", "--check", **options)
+    return python("-m", "qlora_bf16_patch", "status", "--check", **options)
 
 
 def test_checked_its_exit_status_is_0_only_where_what_is_on_is_in_place(tmp_path):
@@ -92,7 +86,7 @@ def test_a_broken_library_breaks_nothing_and_the_status_says_what_happened(tmp_p
     for row in broken:
         assert row["state"] == "failed"
         assert "libbitsandbytes.so: cannot open shared object file" in row["reason"]
-    script = run(
+    script = python(
         "-c", f"import qlora_bf16_patch\ntry:\n    import {library}\nexcept OSError: print('theirs')", path=tmp_path
     )
     assert (script.returncode, script.stdout, script.stderr) == (0, "theirs\n", "")
@@ -108,7 +102,7 @@ import qlora_bf16_patch, bitsandbytes.nn.modules
 (row,) = (row for row in qlora_bf16_patch.status() if row.name == "bitsandbytes.linear4bit")
 print(row.state, row.reason)
 """
-    result = run("-c", code, path=tmp_path)
+    result = python("-c", code, path=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("failed bitsandbytes.nn.modules")
     assert "has no Linear4bit.forward" in result.stdout
@@ -121,7 +115,7 @@ for cls in (bitsandbytes.nn.Linear4bit, peft.tuners.lora.bnb.Linear4bit):
     assert not hasattr(cls.forward, "__wrapped__")
 print({row.state for row in qlora_bf16_patch.status()})
 """
-    result = run("-c", code, QLORA_BF16_PATCH="off")
+    result = python("-c", code, QLORA_BF16_PATCH="off")
     assert (result.stdout, result.returncode) == ("{'off'}\n", 0), result.stderr
 
 
@@ -131,6 +125,6 @@ import bitsandbytes, qlora_bf16_patch
 for row in qlora_bf16_patch.status():
     print(row.name, row.state, *row.notes)
 """
-    (line,) = (x for x in run("-c", code).stdout.splitlines() if x.startswith("bitsandbytes.linear4bit"))
+    (line,) = (x for x in python("-c", code).stdout.splitlines() if x.startswith("bitsandbytes.linear4bit"))
     assert "active" in line
     assert "guard(model)" in line

@@ -17,14 +17,14 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         **_torch(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(MAIN)},
     }
 
 
-def _processor() -> dict[str, Any]:
+def processor() -> dict[str, Any]:
     """Its name and its instructions for bfloat16: bitsandbytes chooses kernels by them."""
     name, flags = platform.processor(), set[str]()
     try:

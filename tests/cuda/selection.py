@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from ..versions.counting import cases
 
-# Contracts A to D, the rows of docs/failures.md, PEFT's methods, training's parity, and the sweep's selection.
+# Contracts A to D, what users report, PEFT's methods, training's parity, and the sweep's selection.
 FILES = [
     "tests/cuda/test_device.py",
     *(f"tests/patches/test_{name}.py" for name in ("linear4bit", "linear8bit", "lora", "tuners", "boundary")),
     *(f"tests/patches/test_{name}.py" for name in ("attention", "autocast_output", "checkpointing", "generate")),
     *(f"tests/patches/test_{name}.py" for name in ("modules", "packed_weights", "run_again", "watching")),
     *(f"tests/numerics/test_{name}.py" for name in ("mode", "operations")),
-    *(f"tests/recipes/test_{name}.py" for name in ("failures", "late", "sweep_selection")),
+    *(f"tests/recipes/test_{name}.py" for name in ("late", "sweep_selection")),
     *(f"tests/training/test_{name}.py" for name in ("parity", "evaluation", "options")),
 ]
 ON_A_GPU = ["tests/patches/test_gpu.py"]
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def outcomes(device: str, tests: list[str], *options: str, minutes: float = 60) -> dict[str, Outcome]:
-    """What came of these tests, by file, on a device (see ``tests/devices.py``), in a process of their own."""
+    """What came of these tests, by file, on a device (see ``toys/devices.py``), in a process of their own."""
     found = {file.partition("::")[0]: Outcome() for file in tests}
     for case in cases(*options, *tests, minutes=minutes, TEST_DEVICE=device):
         outcome = found[case.module.replace(".", "/") + ".py"]

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .. import devices
-from ..toys import BF16, F16, F32, Recipe, kbit
+from toys import devices
+from toys.layers import BF16, F16, F32, kbit
+from toys.methods import Recipe
 
 pytestmark = pytest.mark.skipif(devices.TYPE != "cuda", reason="of CUDA, real or emulated: make cuda")
 

@@ -4,8 +4,9 @@ import functools
 
 import pytest
 
-from .. import devices
-from . import build
+from emulated_cuda import build
+from toys import devices
+
 from .selection import FILES, outcomes
 
 pytestmark = [

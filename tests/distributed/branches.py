@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from ..toys import BF16, SIZE, kbit
+from toys.layers import BF16, SIZE, kbit
 
 BY_ONE, BY_BOTH = "a branch of one rank", "a branch of both ranks"
 

@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from ..toys import BF16, F32, SIZE, kbit
+from toys.layers import BF16, F32, SIZE, kbit
 
 IDS = torch.randint(5, 100, (2, 12), generator=torch.Generator().manual_seed(0))
 SIZES = {"vocab_size": 128, "hidden_size": SIZE, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
@@ -64,7 +64,7 @@ def transformer(name: str, storage: torch.dtype = BF16, kept: list[str] | None =
         if "norm" in path.rpartition(".")[2]:
             module.to(F32)
         if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False  # see kbit
+            module.support_avx512bf16_for_cpu = False  # see toys/cpu.py
     return model.train()
 
 

@@ -14,8 +14,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
-from .. import cpu  # noqa: F401
-from ..toys import BF16, F32, SIZE
+from toys import cpu  # noqa: F401
+from toys.layers import BF16, F32, SIZE
+
 from .engines import CHECKPOINTED
 from .engines import engine as engine_of
 from .engines.base import Engine, Tensors

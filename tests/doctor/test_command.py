@@ -11,13 +11,13 @@ from qlora_bf16_patch.doctor.text import text
 from qlora_bf16_patch.doctor.verdict import problems
 from qlora_bf16_patch.patches import CATALOGUE
 
-from ..test_cli import BROKEN, run
+from ..starting import BROKEN, python
 
 CRASHES = "import os, signal, sys; print('the last word', file=sys.stderr); os.kill(os.getpid(), signal.SIGSEGV)"
 
 
 def doctor(*arguments, **options):
-    return run("-m", "qlora_bf16_patch", "doctor", *arguments, **options)
+    return python("-m", "qlora_bf16_patch", "doctor", *arguments, **options)
 
 
 def as_json(*arguments, **options):

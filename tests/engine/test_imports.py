@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from .conftest import check, run
+from .registries import check, run
 
 LIBRARY = """
 class Layer:
@@ -25,12 +25,12 @@ STEPS = {
 def test_every_import_order_ends_patched(tmp_path, order):
     (tmp_path / "fake_library.py").write_text(LIBRARY)
     steps = "\n".join(STEPS[step] for step in order)
-    code = f"from tests.engine.conftest import make_registry\n{steps}\nassert Layer().forward() == 'patched'"
+    code = f"from tests.engine.registries import make_registry\n{steps}\nassert Layer().forward() == 'patched'"
     check(run(tmp_path, code))
 
 
 HALF = """
-registry = __import__("tests.engine.conftest").engine.conftest.make_registry()  # the shim, imported in the middle
+registry = __import__("tests.engine.registries").engine.registries.make_registry()  # the shim, imported in the middle
 assert registry.status()[0].state == "failed"
 import json.tool  # an import while the target is still missing
 import builtins
@@ -54,7 +54,7 @@ assert not any("_Occasion" in repr(finder) for finder in sys.meta_path)
 def test_a_library_that_raises_at_import_raises_its_own_error_and_stays_pending(tmp_path):
     (tmp_path / "fake_library.py").write_text("raise OSError('libcuda is missing')")
     code = """
-from tests.engine.conftest import make_registry
+from tests.engine.registries import make_registry
 registry = make_registry()
 try:
     import fake_library
@@ -70,7 +70,7 @@ assert registry.status()[0].state == "pending"
 def test_uninstall_before_the_library_arrives_leaves_it_alone_and_enable_patches_it(tmp_path):
     (tmp_path / "fake_library.py").write_text(LIBRARY)
     code = """
-from tests.engine.conftest import make_registry
+from tests.engine.registries import make_registry
 registry = make_registry()
 registry.uninstall()
 import fake_library
@@ -151,7 +151,7 @@ def test_a_factory_that_needs_the_rest_of_the_package_is_tried_again_without_a_w
     (tmp_path / "fake_package" / "target.py").write_text(LIBRARY)
     (tmp_path / "fake_patch.py").write_text(NEEDS_THE_PACKAGE)
     code = """
-from tests.engine.conftest import make_registry
+from tests.engine.registries import make_registry
 registry = make_registry(module="fake_package.target", load="fake_patch:factory")
 import fake_package
 assert registry.status()[0].state == "active"
@@ -163,7 +163,7 @@ assert fake_package.target.Layer().forward() == "patched"
 def test_a_target_that_the_library_lacks_is_warned_of_at_its_import(tmp_path):
     (tmp_path / "fake_library.py").touch()
     code = """
-from tests.engine.conftest import make_registry
+from tests.engine.registries import make_registry
 make_registry()
 import fake_library
 print("imported")
@@ -178,7 +178,7 @@ def test_a_failure_does_not_break_the_import_where_warnings_are_errors(tmp_path)
     (tmp_path / "fake_library.py").touch()
     code = """
 import warnings
-from tests.engine.conftest import make_registry
+from tests.engine.registries import make_registry
 registry = make_registry()
 warnings.simplefilter("error")
 import fake_library

@@ -7,7 +7,7 @@ import pytest
 from qlora_bf16_patch.engine.environment import UnknownPatchError
 from qlora_bf16_patch.engine.patch import Patch
 
-from .conftest import make_registry, says_patched
+from .registries import make_registry, says_patched
 
 
 def row(registry):

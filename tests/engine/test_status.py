@@ -12,7 +12,7 @@ from qlora_bf16_patch.engine.environment import Environment, UnknownPatchError
 from qlora_bf16_patch.engine.patch import Patch, Unsupported
 from qlora_bf16_patch.engine.registry import Registry
 
-from .conftest import make_registry, make_registry_of, says_patched
+from .registries import make_registry, make_registry_of, says_patched
 
 
 def row(registry):
@@ -156,7 +156,7 @@ def test_a_method_is_told_to_be_late_with_advice_about_guard_and_a_function_is_n
 
 
 def test_the_factory_is_found_by_its_name(library):
-    registry = make_registry(load="tests.engine.conftest:says_patched")
+    registry = make_registry(load="tests.engine.registries:says_patched")
     assert (row(registry).state, library.Layer().forward()) == ("active", "patched")
 
 

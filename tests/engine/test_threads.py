@@ -8,7 +8,7 @@ import pytest
 
 from qlora_bf16_patch.engine.patch import Patch
 
-from .conftest import check, make_registry, make_registry_of, run, says_its_name
+from .registries import check, make_registry, make_registry_of, run, says_its_name
 
 LIBRARY = """
 import meeting
@@ -36,7 +36,7 @@ def test_two_threads_whose_libraries_hooks_need_each_other_do_not_deadlock(tmp_p
         (tmp_path / f"patch_of_{name}.py").write_text(PATCH.format(other=other))
     code = """
 import importlib, os, threading
-from tests.engine.conftest import make_registry
+from tests.engine.registries import make_registry
 from qlora_bf16_patch.engine.patch import Patch
 
 registry = make_registry(module="one", load=lambda: importlib.import_module("patch_of_one").factory)

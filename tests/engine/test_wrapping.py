@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from qlora_bf16_patch.engine.installation import Installation, call_shadowed, upstream
 from qlora_bf16_patch.engine.patch import Patch, Unsupported
 
-from .conftest import make_registry, make_registry_of, says_its_name, says_patched
+from .registries import make_registry, make_registry_of, says_its_name, says_patched
 
 
 def call(library):

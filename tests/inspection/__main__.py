@@ -10,9 +10,8 @@ import warnings
 from collections import Counter
 
 import qlora_bf16_patch
-
-from ..recipes.sweep import recipes, runs
-from ..recipes.sweep.families import LANGUAGE
+from sweep import recipes, runs
+from sweep.families import LANGUAGE
 
 RECIPES = ("kbit", "qlora")
 

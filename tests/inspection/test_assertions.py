@@ -13,17 +13,18 @@ import qlora_bf16_patch
 from qlora_bf16_patch import assert_dtypes
 from qlora_bf16_patch.inspection import DtypeAssertionError
 from qlora_bf16_patch.watching import events
+from toys.layers import linear4bit
+from toys.methods import Recipe
+from toys.models import Generates, Layers, Toy, lora_model
 
-from .. import toys
-from ..patches.conftest import Toy, linear4bit, lora_model, strict  # noqa: F401
-from .test_trace import Generates, hooks
+from ..checks import hooked
 
 X = torch.randn(2, 3, 64)
 BF16, F32 = torch.bfloat16, torch.float32
 HEAD = "base_model.model.head"
 
 
-class Layers(Toy):
+class Normed(Toy):
     """Four blocks with a norm each, of which one is in bfloat16."""
 
     def __init__(self):
@@ -39,7 +40,7 @@ def failure(*args, **kwargs):
 
 
 def test_what_is_as_asserted_says_nothing():
-    model = lora_model(toy=Layers())
+    model = lora_model(toy=Normed())
     qlora_bf16_patch.assert_dtypes(
         model,
         {"layers": F32, "layers.1": BF16, "head": "bfloat16", "*.lora_A.*": "torch.float32", "proj": ("nf4", "fp4")},
@@ -49,7 +50,7 @@ def test_what_is_as_asserted_says_nothing():
 
 
 def test_all_failures_are_told_at_once_and_layers_that_are_alike_in_one_line():
-    error = failure(lora_model(toy=Layers()), {"LayerNorm": BF16, "head": (F32, "float16")}, compute="float16")
+    error = failure(lora_model(toy=Normed()), {"LayerNorm": BF16, "head": (F32, "float16")}, compute="float16")
     assert str(error).splitlines() == [
         "PeftModel has other dtypes than was asserted:",
         "  base_model.model.proj.base_layer (Linear4bit): compute dtype is bfloat16, not float16, as compute asks",
@@ -69,7 +70,7 @@ def test_all_failures_are_told_at_once_and_layers_that_are_alike_in_one_line():
 
 
 def test_of_patterns_that_match_a_parameter_the_last_counts():
-    model = lora_model(toy=Layers())
+    model = lora_model(toy=Normed())
     qlora_bf16_patch.assert_dtypes(model, {"*": F32, "layers.1": BF16, "head": BF16})
     assert "head" in str(failure(model, {"head": BF16, "layers.1": BF16, "*": F32}))
 
@@ -90,7 +91,7 @@ def test_a_linear_layer_that_is_packed_otherwise_is_told(wanted, said):
 
 @pytest.mark.parametrize("method", ["LORA", "VERA", "IA3", "OFT"])
 def test_adapters_are_known_whatever_their_method(method):
-    model = toys.Recipe(method).build()
+    model = Recipe(method).build()
     qlora_bf16_patch.assert_dtypes(model, adapters=F32)
     error = failure(model, adapters=BF16)
     assert error.failures
@@ -161,7 +162,7 @@ def test_a_keyword_with_nothing_to_look_at_is_an_error():
     with pytest.raises(ValueError, match="adapters: the model has none"):
         qlora_bf16_patch.assert_dtypes(Toy(), adapters=F32)
     with pytest.raises(ValueError, match="no 4-bit layer"):
-        qlora_bf16_patch.assert_dtypes(toys.Toy(8), compute=BF16)
+        qlora_bf16_patch.assert_dtypes(Layers(8), compute=BF16)
     with pytest.raises(ValueError, match="Linear has no bitsandbytes 4- or 8-bit layer"):
         qlora_bf16_patch.assert_dtypes(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"assert_dtypes takes a torch\.nn\.Module, and was given str"):
@@ -191,9 +192,9 @@ def nothing_compiled(monkeypatch):
 def test_a_block_in_which_nothing_mismatches_passes_and_leaves_nothing_behind():
     model, other = lora_model(), lora_model()
     with qlora_bf16_patch.assert_dtypes(model):
-        assert hooks(model)
+        assert hooked(model)
         model(X.bfloat16())
-        assert not hooks(model)
+        assert not hooked(model)
         other(X)  # its cast is not this model's
     with qlora_bf16_patch.assert_dtypes(model, allow_casts=True):
         model(X)
@@ -214,7 +215,7 @@ def test_what_torch_refuses_without_the_shim_fails_with_its_place():
             with qlora_bf16_patch.assert_dtypes(model, {"head": BF16}):
                 model(X)
     assert isinstance(found.value.__cause__, RuntimeError)
-    assert not hooks(model)
+    assert not hooked(model)
     assert not events.listeners
 
 
@@ -235,7 +236,7 @@ def test_errors_of_others_come_through():
     with pytest.raises(RuntimeError, match="dtype"), qlora_bf16_patch.assert_dtypes(model):
         model(X)
         X @ X.bfloat16().mT  # in no module of the model
-    assert not hooks(model)
+    assert not hooked(model)
 
 
 @pytest.mark.usefixtures("nothing_compiled")
@@ -244,7 +245,7 @@ def test_a_model_that_never_ran_in_the_block_is_told():
     with pytest.raises(ValueError, match="No module of PeftModel ran in the block"):
         with qlora_bf16_patch.assert_dtypes(model):
             other(X.bfloat16())
-    assert not hooks(model)
+    assert not hooked(model)
 
 
 def test_a_part_that_runs_alone_is_a_run():

@@ -13,9 +13,8 @@ import qlora_bf16_patch
 from qlora_bf16_patch.inspection import AssertDtypes, DtypeAssertionError
 from qlora_bf16_patch.inspection.casts import Casts
 from qlora_bf16_patch.watching import events
-
-from ..patches.conftest import lora_model
-from ..recipes.test_trainer import GenerateAfterStep, checkpoint, prepared  # noqa: F401
+from toys.models import lora_model
+from toys.trainer import GenerateAfterStep, prepared
 
 BF16, F32 = torch.bfloat16, torch.float32
 # Third parties about each other, as in test_trainer.
@@ -33,8 +32,8 @@ class Steps(TrainerCallback):
 
 
 @pytest.fixture
-def model(checkpoint):  # noqa: F811
-    return prepared(checkpoint, BF16, None)
+def model():
+    return prepared(BF16)
 
 
 def trainer_of(model, folder, *callbacks, **options):

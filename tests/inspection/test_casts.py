@@ -12,13 +12,13 @@ from qlora_bf16_patch.engine.installation import Installation
 from qlora_bf16_patch.patches import linear8bit
 from qlora_bf16_patch.watching import events
 from qlora_bf16_patch.watching.events import CastRefused
-
-from .. import toys
-from ..patches.conftest import lora_model, strict  # noqa: F401
+from toys.layers import hidden_states, kbit
+from toys.methods import Recipe
+from toys.models import lora_model
 
 BF16, F32 = torch.bfloat16, torch.float32
 RECIPES = [
-    toys.Recipe(method, bits, adapter_dtype=dtype, variant=variant)
+    Recipe(method, bits, adapter_dtype=dtype, variant=variant)
     for method, bits, variant in [
         ("LORA", 4, "plain"),
         ("LORA", 8, "plain"),
@@ -75,7 +75,7 @@ def innermost():
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 def test_a_cast_of_a_patch_is_told_and_one_that_is_told_was_made(recipe, call, dtype, traced):
-    model, x = recipe.build().train("training" in call), toys.hidden_states(dtype)
+    model, x = recipe.build().train("training" in call), hidden_states(dtype)
     told = []
     with CALLS[call](), Dispatched() as casts:
         if traced:
@@ -107,8 +107,8 @@ def listening(told):
 def test_what_a_layer_casts_to_compute_as_it_trained_is_no_mismatch():
     model = lora_model()
     with qlora_bf16_patch.trace(model) as trace, torch.no_grad():
-        model(toys.hidden_states(BF16))
-        model(toys.hidden_states(BF16))
+        model(hidden_states(BF16))
+        model(hidden_states(BF16))
     told = {(cast.path.rpartition("model.")[2], cast.operand, cast.patch, count) for cast, count in trace.casts.items()}
     assert told == {
         ("proj", "adapter", "peft.lora.linear4bit", 2),
@@ -122,13 +122,13 @@ def test_what_a_layer_casts_to_compute_as_it_trained_is_no_mismatch():
         in str(trace)
     )
     with qlora_bf16_patch.assert_dtypes(model), torch.no_grad():
-        model(toys.hidden_states(BF16))
+        model(hidden_states(BF16))
 
 
 def test_another_methods_layer_tells_what_it_computes_in():
-    model = toys.Recipe("VERA").build().eval()
+    model = Recipe("VERA").build().eval()
     with qlora_bf16_patch.trace(model) as trace, torch.no_grad():
-        model(toys.hidden_states(F32))
+        model(hidden_states(F32))
     told = {(cast.operand, cast.given, cast.to) for cast in trace.casts if cast.patch == "peft.tuners"}
     there, back = ("float32", "bfloat16"), ("bfloat16", "float32")
     assert told == {("input", *there), ("adapter", *there), ("result", *back)}
@@ -139,9 +139,9 @@ def test_an_8_bit_layers_result_that_is_cast_back_is_told():
     installation.on = True
     # No layer of bitsandbytes 0.50.2 gives another dtype back on a CPU.
     forward = linear8bit.forward(lambda layer, x: x.half(), installation)
-    told, layer = [], toys.kbit(8)
+    told, layer = [], kbit(8)
     with listening(told), torch.no_grad():
-        assert forward(layer, toys.hidden_states(F32)).dtype == F32
+        assert forward(layer, hidden_states(F32)).dtype == F32
     assert told == [(("float16", "float32"), False)]
 
 
@@ -149,9 +149,9 @@ def test_adapters_that_take_no_part_are_not_said_to_be_cast():
     model = lora_model(bias=False)
     with qlora_bf16_patch.trace(model) as trace, torch.no_grad():
         with model.disable_adapter():
-            model(toys.hidden_states(BF16))
+            model(hidden_states(BF16))
         model.base_model.model.proj.set_adapter([])
-        model(toys.hidden_states(BF16))
+        model(hidden_states(BF16))
     assert not trace.casts
 
 
@@ -159,10 +159,10 @@ def test_adapters_that_take_no_part_are_not_said_to_be_cast():
     ("method", "patch"), [("LORA", "peft.lora.autocast_output"), ("VERA", "peft.tuners.autocast_output")]
 )
 def test_an_option_that_gives_back_autocasts_dtype_is_told(method, patch):
-    model = toys.Recipe(method).build()
+    model = Recipe(method).build()
     with qlora_bf16_patch.enabled(patch), qlora_bf16_patch.trace(model) as trace:
         with torch.autocast("cpu", BF16):
-            model.train()(toys.hidden_states(F32))
+            model.train()(hidden_states(F32))
     told = {(cast.operand, cast.given, cast.to) for cast in trace.casts if cast.patch == patch}
     assert told == {("result", "float32", "bfloat16")}
 
@@ -170,14 +170,14 @@ def test_an_option_that_gives_back_autocasts_dtype_is_told(method, patch):
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("method", ["LORA", "VERA"])
 def test_strict_raises_in_an_adapters_layer_too_and_names_its_place(method):
-    model = toys.Recipe(method).build()
+    model = Recipe(method).build()
     if method == "LORA":
         model.get_base_model().proj.lora_B["default"].to(BF16)
     patch = "peft.lora.linear4bit" if method == "LORA" else "peft.tuners"
     with pytest.raises(
         CastRefused, match=rf"proj \(Linear.*\): linear computes in .*bfloat16.*float32.*{patch} would have"
     ):
-        model.train()(toys.hidden_states(F32))
+        model.train()(hidden_states(F32))
 
 
 def test_a_cast_in_an_adapters_layer_is_told_where_it_is_compiled():

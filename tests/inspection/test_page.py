@@ -14,8 +14,8 @@ from qlora_bf16_patch.inspection import Trace
 from qlora_bf16_patch.inspection.observed import CastSeen, Ran
 from qlora_bf16_patch.inspection.page import Dtypes, Mark, Seen
 from qlora_bf16_patch.inspection.page.rows import rows
+from toys.models import Toy, lora_model
 
-from ..patches.conftest import Toy, lora_model
 from .browser import chromium, missing
 
 X = torch.randn(2, 3, 64)

@@ -1,6 +1,7 @@
 """qlora_bf16_patch.report: what a model holds, and that what is expected of it happens when it runs."""
 
 import copy
+import dataclasses
 import functools
 import io
 import sys
@@ -16,18 +17,19 @@ from peft.utils.other import fsdp_auto_wrap_policy
 from rich.console import Console
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 import qlora_bf16_patch
-from benchmarks.models import qlora_script
 from qlora_bf16_patch.inspection import Report, advice
 from qlora_bf16_patch.inspection.findings import flattening
+from sweep.architectures import Language
+from sweep.families import LANGUAGE
+from sweep.recipes import prepared, save
+from toys import devices
+from toys.layers import linear4bit
+from toys.llama import TOY, peft_module_casting_to_bf16, qlora_script, quantized
+from toys.models import Toy, lora_model
 
-from .. import devices
-from ..patches.conftest import Toy, linear4bit, lora_model, state
-from ..recipes.sweep.architectures import Language
-from ..recipes.sweep.families import LANGUAGE
-from ..recipes.sweep.recipes import peft_module_casting_to_bf16, prepared, save
+from ..checks import state
 
 # PEFT's, at a model of transformers 5.23.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -39,29 +41,11 @@ def findings(model, kind):
     return [finding for finding in qlora_bf16_patch.report(model).findings if finding.kind == kind]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).to(BF16).save_pretrained(folder)
-    return folder
+TWO_LAYERS = dataclasses.replace(TOY, layers=2)
 
 
-def llama(checkpoint, prepare=None, cast=None, lora=None, **quantization):
-    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": BF16} | quantization
-    if not options.get("load_in_8bit"):
-        options["load_in_4bit"] = True
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, quantization_config=BitsAndBytesConfig(**options), dtype=BF16, device_map={"": devices.TYPE}
-    )
+def llama(prepare=None, cast=None, lora=None, **quantization):
+    model = quantized(TWO_LAYERS, **quantization)
     model = (prepare or (lambda model: model))(model)
     lora = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"} | (lora or {})
     model = get_peft_model(model, LoraConfig(**lora))
@@ -76,17 +60,17 @@ PREPARATIONS = {
     "PEFT's prepare": ({"prepare": kbit}, 0),
     "qlora.py": ({"prepare": kbit, "cast": qlora_script}, 1),
     "TRL": ({"prepare": kbit, "cast": peft_module_casting_to_bf16}, 1),
-    "qlora.py, 8 bits": ({"prepare": kbit, "cast": qlora_script, "load_in_8bit": True}, 1),
-    "plain, 8 bits": ({"load_in_8bit": True}, 0),
+    "qlora.py, 8 bits": ({"prepare": kbit, "cast": qlora_script, "bits": 8}, 1),
+    "plain, 8 bits": ({"bits": 8}, 0),
     "qlora.py, DoRA": ({"prepare": kbit, "cast": qlora_script, "lora": {"use_dora": True}}, 1),
     "head trained": ({"prepare": kbit, "cast": qlora_script, "lora": {"modules_to_save": ["lm_head"]}}, 1),
 }
 
 
 @pytest.mark.parametrize("preparation", PREPARATIONS)
-def test_what_the_first_generate_casts_is_what_was_expected(checkpoint, preparation):
+def test_what_the_first_generate_casts_is_what_was_expected(preparation):
     options, count = PREPARATIONS[preparation]
-    model = llama(checkpoint, **options)
+    model = llama(**options)
     expected = {
         (one.path, one.module, one.operation, one.given, one.to) for one in qlora_bf16_patch.report(model).mismatches()
     }
@@ -285,8 +269,8 @@ def one_rank():
         ({"bnb_4bit_quant_storage": BF16, "prepare": kbit, "cast": qlora_script}, "Must flatten tensors with uniform"),
     ],
 )
-def test_fsdp1_refuses_what_is_told(checkpoint, one_rank, options, said):
-    model = llama(checkpoint, **options)
+def test_fsdp1_refuses_what_is_told(one_rank, options, said):
+    model = llama(**options)
     found = findings(model, "FSDP1")
     wrap = functools.partial(
         FullyShardedDataParallel,
@@ -303,8 +287,8 @@ def test_fsdp1_refuses_what_is_told(checkpoint, one_rank, options, said):
         wrap(model)
 
 
-def test_the_units_hold_each_parameter_once(checkpoint):
-    model = llama(checkpoint, prepare=kbit)
+def test_the_units_hold_each_parameter_once():
+    model = llama(prepare=kbit)
     units = list(flattening.units(model))
     assert units[-1][:2] == ("", model)
     held = [id(parameter) for *_, parameters in units for _, parameter in parameters]
@@ -413,8 +397,8 @@ def test_a_mismatch_is_not_said_to_be_cast_where_nothing_watches():
     assert "guard(model)" not in found.advice
 
 
-def test_of_8_bits_no_storage_is_advised_that_they_do_not_have(checkpoint):
-    found = findings(llama(checkpoint, load_in_8bit=True), "FSDP1")
+def test_of_8_bits_no_storage_is_advised_that_they_do_not_have():
+    found = findings(llama(bits=8), "FSDP1")
     assert "FSDP2" in found[0].advice
     assert "quant_storage" not in found[0].advice
 
@@ -458,8 +442,8 @@ def test_a_program_is_known_by_its_package_and_the_one_that_imports_the_other_st
     assert advice.program_in_use() == "llamafactory"
 
 
-def test_it_goes_to_json_and_back(tmp_path, checkpoint):
-    report = qlora_bf16_patch.report(llama(checkpoint, prepare=kbit, cast=qlora_script))
+def test_it_goes_to_json_and_back(tmp_path):
+    report = qlora_bf16_patch.report(llama(prepare=kbit, cast=qlora_script))
     assert report.mismatches()
     file = tmp_path / "report.json"
     for again in (Report.from_json(report.to_json(file)), Report.from_json(file), Report.from_json(str(file))):
@@ -477,8 +461,8 @@ def test_what_is_no_report_is_told(text, tmp_path):
         Report.from_json(tmp_path / "none.json")
 
 
-def test_layers_that_are_alike_are_one_row_and_one_finding(checkpoint):
-    report = qlora_bf16_patch.report(llama(checkpoint, prepare=kbit, cast=qlora_script))
+def test_layers_that_are_alike_are_one_row_and_one_finding():
+    report = qlora_bf16_patch.report(llama(prepare=kbit, cast=qlora_script))
     output = io.StringIO()
     Console(file=output, width=300).print(report)
     for text in (str(report), output.getvalue()):

@@ -8,8 +8,7 @@ import torch
 
 import qlora_bf16_patch
 from qlora_bf16_patch.commands import main
-
-from ..patches.conftest import lora_model
+from toys.models import lora_model
 
 LINE = "base_model.model.head: linear has its input cast from float32 to bfloat16 by peft.boundary, once in 1 module"
 

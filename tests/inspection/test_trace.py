@@ -18,15 +18,12 @@ import qlora_bf16_patch
 from qlora_bf16_patch.inspection import Trace
 from qlora_bf16_patch.inspection.files import read
 from qlora_bf16_patch.inspection.refused import note_of, passed
+from toys.models import Generates, Toy, lora_model
 
-from ..patches.conftest import Toy, lora_model
+from ..checks import hooked
 
 X = torch.randn(2, 3, 64)
 HEAD, PROJ = "base_model.model.head", "base_model.model.proj"
-
-
-def hooks(model):
-    return [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]
 
 
 def rows(trace, path, phase=None):
@@ -36,13 +33,6 @@ def rows(trace, path, phase=None):
 def step(model):
     with torch.autocast("cpu", torch.bfloat16):
         model.train()(X).sum().backward()
-
-
-class Generates(Toy):
-    """``generate`` goes past the outer model's forward, as transformers' does."""
-
-    def generate(self, x):
-        return self.eval()(x)
 
 
 def test_each_module_has_its_dtypes_by_phase():
@@ -244,7 +234,7 @@ def test_an_error_in_the_block_leaves_no_hook_and_is_told_with_its_place():
     with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match="same dtype"):
         with qlora_bf16_patch.trace(model) as trace:
             model(X)
-    assert not hooks(model)
+    assert not hooked(model)
     assert trace.error.startswith(f"{HEAD}: ")
     assert not trace.never_ran
     assert "It ended with torch's refusal in base_model.model.head" in str(trace)
@@ -279,7 +269,7 @@ def test_hooks_of_others_are_left_alone():
         model(X)
     model(X)
     assert len(calls) == 2
-    assert hooks(model) == [model.get_base_model().head]
+    assert hooked(model) == [model.get_base_model().head]
 
 
 class Slotted(Generates):
@@ -301,7 +291,7 @@ def test_a_copy_or_pickle_of_the_block_has_nothing_of_the_trace(toy, copied):
     with qlora_bf16_patch.trace(model) as trace:
         other = copied(model)
         if copied is not copy.copy:  # which shares the modules inside
-            assert not hooks(other)
+            assert not hooked(other)
             other(X.bfloat16())
         assert not trace.ran
     assert not other._forward_hooks
@@ -325,7 +315,7 @@ def test_a_module_with_a_way_of_copying_of_its_own_is_copied_without_the_hooks()
     with qlora_bf16_patch.trace(model):
         other = copy.deepcopy(model)
     for one in (model, other):
-        assert not hooks(one)
+        assert not hooked(one)
         assert not any({"__reduce_ex__", "__deepcopy__"} & vars(module).keys() for module in one.modules())
     assert torch.equal(other(X.bfloat16()), model(X.bfloat16()))
 
@@ -349,7 +339,7 @@ def test_blocks_end_in_any_order(first):
     for block in (blocks[first], blocks[1 - first]):
         block.__exit__(None, None, None)
     blocks[0]._stack.close()
-    assert not hooks(model)
+    assert not hooked(model)
     assert not any("__reduce_ex__" in vars(module) for module in model.modules())
 
 
@@ -370,7 +360,7 @@ def test_a_block_that_ends_while_a_module_runs_does_not_break_its_call():
     model.register_forward_hook(lambda *_: trace.__exit__(None, None, None))  # before those of the trace
     trace.__enter__()
     model(X.bfloat16())
-    assert len(hooks(model)) == 1
+    assert len(hooked(model)) == 1
 
 
 def test_a_scripted_module_takes_no_hook_and_runs_as_ever():

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from qlora_bf16_patch.numerics.mode import CastOnMismatch
-
-from .. import devices
-from ..patches.conftest import FLOATING
+from toys import devices
+from toys.layers import FLOATING
 
 F = nn.functional
 INDEX = torch.tensor([0, 1], device=devices.TYPE)

@@ -8,8 +8,8 @@ import torch
 from qlora_bf16_patch.numerics.mode import CastOnMismatch
 from qlora_bf16_patch.numerics.rules import rule_of
 from qlora_bf16_patch.numerics.rules.rule import never
+from toys import devices
 
-from .. import devices
 from .operations.asking import ask, attempt, same
 from .operations.calls import every_call, of_ours, of_torchs_samples
 from .operations.page import EXCUSED, PAGE, page, wrong

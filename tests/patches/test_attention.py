@@ -12,10 +12,9 @@ from transformers.models.gpt2 import modeling_gpt2  # casts to the value's dtype
 from transformers.models.qwen3 import modeling_qwen3
 
 import qlora_bf16_patch
-
-from .. import devices
-from .conftest import FLOATING, lora_model
-from .test_boundary import Model
+from toys import devices
+from toys.layers import FLOATING
+from toys.models import Alone, lora_model
 
 NAME = "peft.boundary"
 
@@ -41,7 +40,7 @@ class Eager(nn.Module):
 
 
 def inside_a_kbit_model(attention):
-    return lora_model(toy=Model(attention))
+    return lora_model(toy=Alone(attention))
 
 
 def attempt(model, *tensors):
@@ -53,6 +52,7 @@ def attempt(model, *tensors):
         return None
 
 
+@pytest.mark.failure(row=3)
 @pytest.mark.parametrize("autocast", [False, True], ids=["outside autocast", "autocast"])
 def test_attention_takes_other_dtypes_exactly_where_torch_raises(autocast):
     model = inside_a_kbit_model(Attention())
@@ -72,6 +72,7 @@ def test_attention_takes_other_dtypes_exactly_where_torch_raises(autocast):
                     assert patched.dtype == unpatched.dtype, dtypes
 
 
+@pytest.mark.failure(row=3)
 @pytest.mark.parametrize("autocast", [False, True], ids=["outside autocast", "autocast"])
 @pytest.mark.parametrize("model", [modeling_qwen3, modeling_gpt2], ids=["qwen3", "gpt2"])
 def test_eager_attention_takes_other_dtypes_exactly_where_torch_raises(model, autocast):

@@ -9,15 +9,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import qlora_bf16_patch
-
-from .. import devices
-from .conftest import Toy, linear4bit, lora_model
+from toys import devices
+from toys.layers import linear4bit
+from toys.models import Toy, called, lora_model
 
 BF16 = torch.bfloat16
-
-
-def called(function, *args):
-    return function(*args)
 
 
 class Experts(nn.Module):

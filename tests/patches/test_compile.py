@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import qlora_bf16_patch
-
-from .. import devices
-from ..toys import Recipe
-from .conftest import FLOATING, HALF, Model, Toy, autocast, linear4bit, lora_model
-from .test_boundary import Experts, Router
+from toys import devices
+from toys.layers import FLOATING, HALF, autocast, linear4bit
+from toys.methods import Recipe
+from toys.models import Model, Toy, lora_model
+from toys.parts import Experts, Router
 
 BACKENDS = ["eager", "aot_eager", "inductor"]
 

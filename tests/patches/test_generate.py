@@ -3,35 +3,15 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import qlora_bf16_patch
-
-from .. import devices
+from toys import devices
+from toys.llama import checkpoint, quantized
 
 NAME = "transformers.generate"
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers' new names
 IDS = torch.arange(3, 9, device=devices.TYPE)[None]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-    ).save_pretrained(folder)
-    return folder
-
-
-def load(checkpoint, bits=4, compute_dtype=torch.bfloat16, dtype=torch.bfloat16):
-    config = {"bnb_4bit_compute_dtype": compute_dtype} if bits == 4 else {}
-    return AutoModelForCausalLM.from_pretrained(
-        checkpoint,
-        quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, **config),
-        dtype=dtype,
-        device_map={"": devices.TYPE},
-    ).eval()
 
 
 def seen(model):
@@ -50,9 +30,10 @@ def seen(model):
     return set(dtypes), scores[0]
 
 
+@pytest.mark.failure(row=4)
 @pytest.mark.parametrize("bits", [4, 8])
-def test_it_is_off_by_default_and_on_it_is_autocast_for_every_way_to_call_it(checkpoint, bits):
-    bare = load(checkpoint, bits)
+def test_it_is_off_by_default_and_on_it_is_autocast_for_every_way_to_call_it(bits):
+    bare = quantized(bits=bits).eval()
     assert seen(bare)[0] == {None}
     with qlora_bf16_patch.enabled(NAME):
         assert seen(bare)[0] == {torch.bfloat16}
@@ -63,9 +44,9 @@ def test_it_is_off_by_default_and_on_it_is_autocast_for_every_way_to_call_it(che
             assert seen(model)[0] == {torch.bfloat16}
 
 
-def test_its_logits_are_those_of_an_autocast_forward(checkpoint):
+def test_its_logits_are_those_of_an_autocast_forward():
     model = get_peft_model(
-        load(checkpoint), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        quantized().eval(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     )
     for name, module in model.named_modules():
         if "norm" in name:
@@ -78,16 +59,16 @@ def test_its_logits_are_those_of_an_autocast_forward(checkpoint):
         seen(model)
 
 
-def test_autocast_that_is_on_already_is_left_alone(checkpoint):
-    model = load(checkpoint, dtype=torch.float16)
+def test_autocast_that_is_on_already_is_left_alone():
+    model = quantized(dtype=torch.float16).eval()
     with qlora_bf16_patch.enabled(NAME), torch.autocast(devices.TYPE, torch.float16):
         assert seen(model)[0] == {torch.float16}
 
 
-def test_a_float32_compute_dtype_and_an_unquantized_model_are_left_alone(checkpoint):
+def test_a_float32_compute_dtype_and_an_unquantized_model_are_left_alone():
     with qlora_bf16_patch.enabled(NAME):
-        assert seen(load(checkpoint, compute_dtype=torch.float32))[0] == {None}
-        assert seen(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16))[0] == {None}
+        assert seen(quantized(bnb_4bit_compute_dtype=torch.float32).eval())[0] == {None}
+        assert seen(AutoModelForCausalLM.from_pretrained(checkpoint().name, dtype=torch.bfloat16))[0] == {None}
 
 
 def test_uninstalled_the_very_object_is_back():

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import qlora_bf16_patch
+from toys import devices
+from toys.layers import FLOATING, HALF, linear4bit
+from toys.models import lora_model
 
-from .. import devices
-from .conftest import FLOATING, HALF, assert_as_under_autocast, assert_unchanged, linear4bit, lora_model, state
+from ..checks import assert_as_under_autocast, assert_unchanged, state
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,17 +9,10 @@ import pytest
 import torch
 
 import qlora_bf16_patch
+from toys.layers import FLOATING, autocast, linear4bit
+from toys.models import lora_layer
 
-from .conftest import (
-    FLOATING,
-    MODES,
-    assert_takes_a_flattened_bias,
-    assert_unchanged,
-    autocast,
-    linear4bit,
-    lora_layer,
-    state,
-)
+from ..checks import MODES, assert_takes_a_flattened_bias, assert_unchanged, state
 
 NAME = "bitsandbytes.linear4bit"
 
@@ -51,6 +44,7 @@ def test_where_all_dtypes_agree_the_bits_are_the_unpatched_ones(dtype, bias):
     assert torch.equal(layer(x), unpatched)
 
 
+@pytest.mark.failure(row=7)
 @pytest.mark.parametrize("dtype", FLOATING[1:], ids=str)
 def test_unpatched_a_forward_rounds_the_bias_for_good(dtype):
     def changes(layer):
@@ -74,6 +68,7 @@ def test_a_trained_bias_gets_the_gradient_of_its_own_dtype(compute_dtype):
     torch.testing.assert_close(layer.bias.grad, torch.full((64,), 2.0))
 
 
+@pytest.mark.failure(row=5)
 def test_the_first_input_does_not_overrule_the_configured_compute_dtype():
     # bitsandbytes up to 0.46.1 arrives at this state: `compute_type_is_set` was False whatever had been configured.
     layer, x = linear4bit(torch.bfloat16), torch.randn(2, 64)
@@ -144,6 +139,7 @@ def test_integer_activations_are_a_clear_error(dtype):
         linear4bit()(torch.ones(2, 64).to(dtype))
 
 
+@pytest.mark.failure(row=6)
 def test_a_float32_compute_dtype_under_half_precision_inputs_is_told_once(caplog, monkeypatch):
     monkeypatch.setattr(qlora_bf16_patch._registry.installation(NAME), "notes", {})
     layer = linear4bit(torch.float32)

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import qlora_bf16_patch
+from toys import devices
+from toys.layers import FLOATING, autocast
 
-from .. import devices
-from .conftest import FLOATING, MODES, assert_takes_a_flattened_bias, assert_unchanged, autocast, state
+from ..checks import MODES, assert_takes_a_flattened_bias, assert_unchanged, state
 
 NAME = "bitsandbytes.linear8bit"
 
@@ -52,6 +53,7 @@ def test_where_all_dtypes_agree_the_bits_are_the_unpatched_ones(dtype, training)
     assert torch.equal(layer(x), unpatched)
 
 
+@pytest.mark.failure(row=7)
 def test_unpatched_a_forward_rounds_the_bias_for_good():
     def bias_after(layer):
         layer(torch.randn(2, 64).bfloat16())

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 import qlora_bf16_patch
-
-from .. import devices
-from .conftest import Model, lora_model
+from toys import devices
+from toys.models import Model, lora_model
 
 BF16 = torch.bfloat16
 F = nn.functional
@@ -21,11 +20,13 @@ class Case(nn.Module):
     """A part of a k-bit model, given float32 hidden states of two sequences of six tokens, 64 wide.
 
     Attributes:
+        rows: of docs/failures.md that it is an example of.
         refused: whether torch refuses it outside of autocast, and under it.
         cast_on_cuda: whether CUDA's autocast casts what the CPU's leaves alone.
         compiles: whether it has one graph.
     """
 
+    rows = ()
     refused = True, False
     cast_on_cuda = False
     compiles = True
@@ -34,6 +35,8 @@ class Case(nn.Module):
 
 class PoolingHead(Case):
     """SigLIP's: a call of torch's, whose inner products no function mode sees."""
+
+    rows = (24,)
 
     def __init__(self):
         super().__init__()
@@ -44,6 +47,8 @@ class PoolingHead(Case):
 
 
 class FusedEncoder(Case):
+    rows = (24,)
+
     def __init__(self):
         super().__init__()
         self.layer = nn.TransformerEncoderLayer(64, 4, 64, dropout=0.0, batch_first=True)
@@ -55,6 +60,7 @@ class FusedEncoder(Case):
 class PreparedBatchNorm(Case):
     """prepare_model_for_kbit_training leaves buffers in bfloat16, and casts parameters."""
 
+    rows = (23,)
     refused = True, True
     prepared = True
 
@@ -70,6 +76,7 @@ class PreparedBatchNorm(Case):
 class NormOfItsOwn(Case):
     """open_clip's and DINOv3's: a subclass of torch's with a forward of its own."""
 
+    rows = (33,)
     refused = True, True
     cast_on_cuda = True
 
@@ -94,6 +101,8 @@ class Bank(nn.Module):
 
 
 class ExpertsInAFunction(Case):
+    rows = (2,)
+
     def __init__(self):
         super().__init__()
         self.bank = Bank(4, 64, 8)
@@ -116,6 +125,7 @@ class HeadTiedToAnEmbedding(Case):
 
 
 class MaskOfFloat32sMinimum(Case):
+    rows = (3,)
     refused = True, True
     given = BF16
 
@@ -130,6 +140,7 @@ def causal(scores):
 class MergedModalities(Case):
     """An image's features are written into the text's embeddings."""
 
+    rows = (25,)
     refused = True, True
 
     def __init__(self):
@@ -144,6 +155,8 @@ class MergedModalities(Case):
 
 
 class PooledByAQuery(Case):
+    rows = (26,)
+
     class Pool(nn.Module):
         def __init__(self):
             super().__init__()
@@ -161,6 +174,8 @@ class PooledByAQuery(Case):
 
 
 class Activated(Case):
+    rows = (33,)
+
     def __init__(self):
         super().__init__()
         self.activation = nn.PReLU(6)
@@ -170,6 +185,7 @@ class Activated(Case):
 
 
 class NormalizedByInstance(Case):
+    rows = (33,)
     refused = True, True
 
     def __init__(self):
@@ -193,6 +209,7 @@ class Bilinear(Case):
 
 
 class Recurrent(Case):
+    rows = (28,)
     compiles = False  # Dynamo breaks the graph at a recurrent layer, unpatched as well
     refused = True, False
 
@@ -206,6 +223,8 @@ class Recurrent(Case):
 
 class Scattered(Case):
     """Writes of every kind into a stream of the model's own dtype."""
+
+    rows = (31, 33)
 
     def __init__(self):
         super().__init__()
@@ -225,6 +244,12 @@ class Added(Case):
 
     def forward(self, x):
         return torch.baddbmm(self.bias, x, x.transpose(1, 2) / 8)
+
+
+CASES = [
+    pytest.param(case, id=case.__name__, marks=[pytest.mark.failure(row=row) for row in case.rows])
+    for case in Case.__subclasses__()
+]
 
 
 def prepared(case):
@@ -250,7 +275,7 @@ def settings(training, autocast):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["outside autocast", "autocast"])
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("case", Case.__subclasses__(), ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", CASES)
 def test_what_torch_refuses_is_computed_as_in_float32(case, training, autocast, compiled):
     if compiled and not case.compiles:
         with pytest.raises(torch._dynamo.exc.Unsupported), qlora_bf16_patch.disabled():

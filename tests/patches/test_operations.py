@@ -5,11 +5,10 @@ import functools
 import pytest
 import torch
 
-from benchmarks import rows
-from benchmarks.measure import CONDITIONS, Counter
-
-from .conftest import linear4bit, lora_layer, lora_model
-from .test_tuners import REACHABLE, adapted
+from toys.conditions import CONDITIONS, Counter
+from toys.layers import kbit, linear4bit
+from toys.methods import adapted, methods
+from toys.models import lora_layer, lora_model
 
 
 def operations(run, condition):
@@ -40,7 +39,7 @@ def test_lora_takes_fewer_operations_than_unpatched_and_than_autocast(dtype):
     [
         linear4bit(bias=False),
         linear4bit(bias=torch.bfloat16),
-        rows.Layers(64, 8).plain,
+        kbit(8, bias=False),
         torch.nn.Linear(64, 64, dtype=torch.bfloat16),
     ],
     ids=["4 bits", "4 bits with a bias", "8 bits", "unmarked"],
@@ -59,7 +58,7 @@ def test_a_head_takes_the_unpatched_operations_where_dtypes_agree():
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("method", "bits"), REACHABLE)
+@pytest.mark.parametrize(("method", "bits"), methods())
 def test_another_method_takes_autocasts_operations_and_a_cast_where_autocast_leaks_a_dtype(method, bits, dtype):
     run = without_gradients(adapted(method, bits, bias=False).base_model.model.proj, dtype)
     with CONDITIONS["autocast"]():

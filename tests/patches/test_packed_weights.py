@@ -10,9 +10,8 @@ from torch._dynamo.variables.torch_function import SymbolicTorchFunctionState
 import qlora_bf16_patch
 from qlora_bf16_patch.hosts.packed import PackedWeights
 from qlora_bf16_patch.numerics.mode import CastOnMismatch
-
-from .. import devices
-from .conftest import Model, lora_model
+from toys import devices
+from toys.models import Model, lora_model
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -127,6 +126,8 @@ def models(kind, bits):
     return model, reference
 
 
+@pytest.mark.failure(row=21)
+@pytest.mark.failure(row=32)
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes' about its own cast
 @pytest.mark.parametrize("autocast", [False, True], ids=["outside autocast", "autocast"])
 @pytest.mark.parametrize("gradients", [False, True], ids=["without gradients", "with gradients"])

@@ -6,15 +6,9 @@ import torch
 from torch import nn
 
 from qlora_bf16_patch.watching.rewind import Snapshot
-
-from .conftest import Model, lora_model
+from toys.models import Alone, lora_model
 
 BF16 = torch.bfloat16
-
-
-class Alone(Model):
-    def forward(self, x, **kwargs):
-        return self.part(x, **kwargs)
 
 
 class Gate(nn.Module):

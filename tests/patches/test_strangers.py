@@ -19,10 +19,10 @@ from torch.nn.utils import parametrizations
 import qlora_bf16_patch
 from qlora_bf16_patch.hosts import lora as host
 from qlora_bf16_patch.patches import boundary
-
-from .. import devices
-from .conftest import Toy, linear4bit, lora_model
-from .test_boundary import Model, Twice
+from toys import devices
+from toys.layers import linear4bit
+from toys.models import Alone, Toy, lora_model
+from toys.parts import Twice
 
 
 def run(code):
@@ -69,7 +69,7 @@ def test_anothers_linear_forward_that_was_there_before_is_called_as_often():
     nn.Linear.forward = lambda self, input: calls.append(self) or original(self, input)
 
     import torch
-    from tests.patches.conftest import lora_model
+    from toys.models import lora_model
     model = lora_model(torch.bfloat16)
     with torch.no_grad():
         model(torch.randn(2, 64).bfloat16())
@@ -87,7 +87,7 @@ def test_a_parametrized_weight_is_computed_as_often_as_without_the_patches(param
         torch.manual_seed(0)
         head = nn.Linear(64, 8)
         head = parametrize(head) if when == "before" else head
-        model = lora_model(toy=Model(head)).train(training)
+        model = lora_model(toy=Alone(head)).train(training)
         head = head if when == "before" else parametrize(head)
         calls = []
         head.parametrizations.weight.register_forward_hook(lambda *_: calls.append(1))
@@ -161,7 +161,7 @@ def test_a_copied_head_of_another_class_is_guarded_once():
 
 
 def test_a_module_that_cannot_be_looked_at_is_left_alone_and_told(monkeypatch):
-    model, look = Model(nn.Linear(64, 64)), boundary._forward_for
+    model, look = Alone(nn.Linear(64, 64)), boundary._forward_for
     model.odd = nn.Bilinear(2, 2, 2)
     monkeypatch.setattr(boundary, "_forward_for", lambda module: 1 / 0 if module is model.odd else look(module))
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["proj"]))
@@ -215,7 +215,7 @@ def test_a_model_that_was_pickled_into_another_process_is_told_and_guard_mends_i
 def test_a_compute_dtype_left_at_float32_is_told_when_the_model_is_taken_in():
     code = """
     import qlora_bf16_patch, torch
-    from tests.patches.conftest import Toy
+    from toys.models import Toy
     from bitsandbytes.nn import Params4bit
     from peft import LoraConfig, get_peft_model
 

@@ -2,110 +2,21 @@
 
 import re
 
-import bitsandbytes as bnb
 import pytest
 import torch
-from peft import PeftType, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from torch import nn
+from peft import PeftType
 
 import qlora_bf16_patch
+from toys import devices
+from toys.layers import FLOATING, HALF, autocast
+from toys.methods import OUT_OF_REACH, adapted, every_method, methods
 
-from .. import devices
-from .conftest import FLOATING, HALF, assert_unchanged, autocast, state
+from ..checks import assert_unchanged, state
 
-# What a configuration needs beside target modules, on a layer of 64 by 64.
-OPTIONS = {
-    PeftType.ADALORA: {"total_step": 10},
-    PeftType.C3A: {"block_size": 32},
-    PeftType.IA3: {"feedforward_modules": []},
-    PeftType.OFT: {"oft_block_size": 8},
-    PeftType.VBLORA: {"vector_length": 32, "num_vectors": 8},
-}
-SHAPE, INTEGER = "shapes cannot be multiplied|is invalid for input of size", "floating point|float32/float16/bfloat16"
-# What can't run on a k-bit layer, with or without the patches, and what is raised.
-OUT_OF_REACH = {
-    (PeftType.ADAMSS, 4): "scikit-learn is required|Sizes of tensors must match",
-    (PeftType.ADAMSS, 8): f"scikit-learn is required|{INTEGER}",
-    (PeftType.C3A, 8): "view was created in no_grad mode",  # in training, as GRALORA
-    (PeftType.DEFT, 4): SHAPE,
-    (PeftType.DELORA, 4): INTEGER,
-    (PeftType.DELORA, 8): INTEGER,
-    (PeftType.FROD, 4): f"{INTEGER}|same device",
-    (PeftType.FROD, 8): f"{INTEGER}|same device",
-    (PeftType.GLORA, 4): "not a plain torch.nn.Linear",
-    (PeftType.GLORA, 8): "not a plain torch.nn.Linear",
-    (PeftType.GRALORA, 8): "view was created in no_grad mode",
-    (PeftType.HRA, 4): SHAPE,
-    (PeftType.LN_TUNING, 4): INTEGER,
-    (PeftType.LN_TUNING, 8): INTEGER,
-    (PeftType.LOHA, 4): SHAPE,
-    (PeftType.LOKR, 4): SHAPE,
-    (PeftType.OSF, 4): "effective_rank",
-    (PeftType.OSF, 8): INTEGER,
-    (PeftType.PEANUT, 4): SHAPE,
-    (PeftType.POLY, 4): "task_ids",  # an argument that only PEFT's own model passes
-    (PeftType.POLY, 8): "task_ids",
-    (PeftType.PSOFT, 4): INTEGER,
-    (PeftType.PSOFT, 8): INTEGER,
-    (PeftType.SHADOW, 4): "locate the transformer backbone",
-    (PeftType.SHADOW, 8): "locate the transformer backbone",
-    (PeftType.SUPERTUNING, 4): "Byte",  # multiplies with the packed weight
-    (PeftType.SUPERTUNING, 8): "Char",
-    (PeftType.TINYLORA, 4): INTEGER,
-    (PeftType.TINYLORA, 8): INTEGER,
-    (PeftType.TRAINABLE_TOKENS, 4): INTEGER,  # is for embeddings
-    (PeftType.TRAINABLE_TOKENS, 8): INTEGER,
-}
-
-
-def takes_target_modules(method):
-    return "target_modules" in PEFT_TYPE_TO_CONFIG_MAPPING[method].__dataclass_fields__
-
-
-METHODS = [
-    pytest.param(method, bits, id=f"{method.value}-{bits}")
-    for method in sorted(PEFT_TYPE_TO_TUNER_MAPPING)
-    if takes_target_modules(method) and method != PeftType.ADAPTION_PROMPT  # on attention modules
-    for bits in (4, 8)
-]
-REACHABLE = [case for case in METHODS if tuple(case.values) not in OUT_OF_REACH]
+METHODS = [pytest.param(*case, id="-".join(map(str, case))) for case in every_method()]
+REACHABLE = [case for case in METHODS if case.values in methods()]
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")  # advice on a method's options
-
-
-class Toy(nn.Module):
-    def __init__(self, bits, compute_dtype=torch.bfloat16, bias=True):
-        super().__init__()
-        torch.manual_seed(0)
-        with devices.on_cpu():
-            layer = self.layer(bits, compute_dtype, bias)
-        self.proj = layer.to(devices.TYPE)
-
-    def layer(self, bits, compute_dtype, bias):
-        if bits == 4:
-            self.is_loaded_in_4bit = True
-            return bnb.nn.Linear4bit(64, 64, bias=bias, compute_dtype=compute_dtype, quant_type="nf4")
-        self.is_loaded_in_8bit = True
-        return bnb.nn.Linear8bitLt(64, 64, bias=bias, has_fp16_weights=False)
-
-    def forward(self, x):
-        return self.proj(x)
-
-
-def adapted(method, bits, adapter_dtype=torch.float32, **options):
-    """A toy with an adapter whose every parameter does something."""
-    config = PEFT_TYPE_TO_CONFIG_MAPPING[method](target_modules=["proj"], **OPTIONS.get(method, {}))
-    torch.manual_seed(1)
-    toy = Toy(bits, **options)
-    with devices.on_cpu():  # PEFT draws some weights by a generator of the CPU's
-        model = get_peft_model(toy, config, autocast_adapter_dtype=False)
-    model = model.to(devices.TYPE)
-    for name, parameter in model.named_parameters():
-        if "base_layer" not in name and parameter.is_floating_point():
-            data = parameter.data if parameter.any() else 0.1 * torch.randn(parameter.shape)
-            parameter.data = data.to(adapter_dtype)
-    return model.eval()
 
 
 def outcome(method, bits):
@@ -132,6 +43,9 @@ def test_what_is_listed_as_out_of_reach_is_and_nothing_else(method, bits):
         assert re.search(reason, outcome(method, bits))
 
 
+@pytest.mark.failure(row=9)
+@pytest.mark.failure(row=10)
+@pytest.mark.failure(row=13)
 @pytest.mark.parametrize("adapter_dtype", FLOATING, ids=str)
 @pytest.mark.parametrize(("method", "bits"), REACHABLE)
 def test_a_layer_computes_as_under_autocast_gives_the_dtype_back_and_mutates_nothing(method, bits, adapter_dtype):
@@ -194,15 +108,24 @@ def test_a_backward_runs_where_the_unpatched_one_does(method, bits):
 
 
 # Measured on peft 0.21.2; a release that mends one shows here.
-MISMATCH = {("HIRA", 4), ("HIRA", 8), ("PVERA", 4), ("PVERA", 8), ("SHIRA", 4), ("SHIRA", 8), ("VERA", 4), ("VERA", 8)}
-MISMATCH |= {("ADALORA", 8)}
-LEAK = {(name, 4) for name in ("IA3", "PVERA", "RANDLORA", "ROAD", "SHIRA")}
-LEAK |= {(name, 8) for name in ("ADALORA", "BEFT", "HIRA", "IA3", "LILY", "LORA", "PEANUT", "PVERA", "RANDLORA")}
-LEAK |= {("ROAD", 8), ("SHIRA", 8)}
+MISMATCHING = {
+    ("HIRA", 4),
+    ("HIRA", 8),
+    ("PVERA", 4),
+    ("PVERA", 8),
+    ("SHIRA", 4),
+    ("SHIRA", 8),
+    ("VERA", 4),
+    ("VERA", 8),
+}
+MISMATCHING |= {("ADALORA", 8)}
+LEAKING = {(name, 4) for name in ("IA3", "PVERA", "RANDLORA", "ROAD", "SHIRA")}
+LEAKING |= {(name, 8) for name in ("ADALORA", "BEFT", "HIRA", "IA3", "LILY", "LORA", "PEANUT", "PVERA", "RANDLORA")}
+LEAKING |= {("ROAD", 8), ("SHIRA", 8)}
 if devices.TYPE == "cuda":  # PEFT asks whether CUDA's autocast is on, and then casts nothing back
-    MISMATCH |= {("RANDLORA", 4), ("RANDLORA", 8)}
-    LEAK |= {("HIRA", 4), ("LORA", 4)}
-    LEAK -= {("BEFT", 8), ("LILY", 8), ("PEANUT", 8)}  # 8-bit layers train on integers, and give their input's back
+    MISMATCHING |= {("RANDLORA", 4), ("RANDLORA", 8)}
+    LEAKING |= {("HIRA", 4), ("LORA", 4)}
+    LEAKING -= {("BEFT", 8), ("LILY", 8), ("PEANUT", 8)}  # 8-bit layers train on integers, and give their input's back
 
 
 @pytest.mark.parametrize(("method", "bits"), REACHABLE)
@@ -222,8 +145,8 @@ def test_unpatched_a_method_mismatches_or_leaks_another_dtype(method, bits):
                                 found.add("mismatch")
                             else:
                                 found |= {"leak"} if result.dtype != dtype else set()
-    case = (method.value, bits)
-    assert ("mismatch" in found, "leak" in found) == (case in MISMATCH, case in LEAK)
+    case = (method, bits)
+    assert ("mismatch" in found, "leak" in found) == (case in MISMATCHING, case in LEAKING)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -15,9 +15,9 @@ from qlora_bf16_patch import _registry as registry
 from qlora_bf16_patch.patches import boundary
 from qlora_bf16_patch.watching import refusals
 from qlora_bf16_patch.watching.rewind import Snapshot
-
-from .. import devices
-from .conftest import Model, Toy, linear4bit, lora_model
+from toys import devices
+from toys.layers import linear4bit
+from toys.models import Alone, Model, Toy, lora_model
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -489,11 +489,6 @@ def test_a_later_call_that_wrote_to_its_input_is_not_run_again_and_the_next_one_
         with error:
             model(x)
         assert torch.equal(x, torch.ones_like(x))
-
-
-class Alone(Model):
-    def forward(self, x, **kwargs):
-        return self.part(x, **kwargs)
 
 
 class ListOfMore(list):

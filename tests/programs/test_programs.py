@@ -8,8 +8,8 @@ import sys
 import pytest
 import tomllib
 
-from tests.toys import MISMATCH
 from tests.versions.processes import ROOT
+from toys.layers import MISMATCH
 
 from . import page as written
 from .record import HERE, SIDES, SWITCHED_ON, outcome

@@ -10,8 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import StaticCache
 
 import qlora_bf16_patch
-from benchmarks.measure import unpatched
-from benchmarks.models import TOY, checkpoint, llama
+from toys.conditions import unpatched
+from toys.llama import TOY, checkpoint, llama
 
 RECIPES = ["plain", "kbit", "qlora"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from benchmarks.models import Shape, llama
+from toys.llama import Shape, llama
 
 LAYERS = ("patches/linear4bit", "patches/lora", "patches/autocast_output", "hosts/", "numerics/")  # not counted
 

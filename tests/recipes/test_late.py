@@ -4,12 +4,10 @@ import pytest
 import torch
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import qlora_bf16_patch
-from benchmarks.models import TOY, checkpoint, llama
-
-from .. import devices
+from toys import devices
+from toys.llama import TOY, generate, llama, quantized
 
 F32, BF16 = torch.float32, torch.bfloat16
 IDS = torch.arange(3, 15, device=devices.TYPE)[None]
@@ -24,18 +22,9 @@ def seeded():
     torch.manual_seed(0)
 
 
-def generate(model, **options):
-    # No fewer: a head with random weights may choose the end of the text.
-    options = {"min_new_tokens": 3, "max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, **options}
-    return model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **options)
-
-
 def bare():
     """A quantized Llama without PEFT, its norms in float32."""
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=BF16)
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint(TOY).name, quantization_config=quantization, dtype=BF16, device_map={"": devices.TYPE}
-    )
+    model = quantized()
     for name, module in model.named_modules():
         if "norm" in name:
             module.float()
@@ -70,19 +59,20 @@ def a_projector(model):
     inner.norm = Projected(inner.norm)
 
 
+@pytest.mark.failure(row=29)
 @pytest.mark.parametrize("called_before", [False, True])
 @pytest.mark.parametrize("change", [resized, another_head, another_head_by_name, a_projector])
 def test_what_is_put_in_later_is_mended_without_a_call(change, called_before):
     model = llama(TOY, "qlora").eval()
     with torch.no_grad():
         if called_before:
-            generate(model)
+            generate(model, IDS, 3)
             model(IDS)
         change(model)
         with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match=REFUSED):
             model(IDS)
         for _ in range(2):
-            assert generate(model).shape == (1, 15)
+            assert generate(model, IDS, 3).shape == (1, 15)
             assert model(IDS).logits.isfinite().all()
     model.train()(IDS, labels=IDS).loss.backward()
 
@@ -102,6 +92,7 @@ METHODS = {
 }
 
 
+@pytest.mark.failure(row=30)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_of_prompt_learning_is_taken_in_when_peft_builds_it(method):
     model = get_peft_model(bare(), METHODS[method]())
@@ -110,7 +101,7 @@ def test_a_model_of_prompt_learning_is_taken_in_when_peft_builds_it(method):
     with torch.no_grad():
         assert model.eval()(IDS).logits.isfinite().all()
         for _ in range(2):
-            assert generate(model).shape == (1, 15)
+            assert generate(model, IDS, 3).shape == (1, 15)
     model.train()(IDS, labels=IDS).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
@@ -133,7 +124,7 @@ def test_a_bare_model_without_peft_is_mended_by_guard():
     with torch.no_grad():
         with pytest.raises(RuntimeError, match=REFUSED):
             model(IDS)
-        assert generate(qlora_bf16_patch.guard(model)).shape == (1, 15)
+        assert generate(qlora_bf16_patch.guard(model), IDS, 3).shape == (1, 15)
 
 
 class Outer(nn.Module):
@@ -169,6 +160,7 @@ HEADS = {
 }
 
 
+@pytest.mark.failure(row=27)
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_head_in_float32_around_a_backbone_in_half_precision_is_mended_by_guard(kind):
     outer = Outer(HEADS[kind]())

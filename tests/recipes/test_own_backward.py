@@ -10,8 +10,8 @@ from transformers import BitsAndBytesConfig, YosoConfig, YosoForSequenceClassifi
 import qlora_bf16_patch  # noqa: F401
 from qlora_bf16_patch.hosts import own_backward
 from qlora_bf16_patch.patches import boundary, tuners
-
-from ..toys import BF16, F16, Recipe, hidden_states
+from toys.layers import BF16, F16, hidden_states
+from toys.methods import Recipe
 
 # Third parties about each other: checkpointing under a new name, bitsandbytes' own cast.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

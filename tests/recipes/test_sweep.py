@@ -12,14 +12,14 @@ import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
 
-from .sweep import __main__ as command
-from .sweep import diffusion, diffusion_arguments, diffusion_given, given, outputs, probing, results, runs
-from .sweep.architectures import Architecture, Language
-from .sweep.families import FAMILIES, classes
-from .sweep.hub_streams import Output
-from .sweep.inputs import guesses, with_placeholders
-from .sweep.results import Run
-from .sweep.shrinking import shrunk
+from sweep import __main__ as command
+from sweep import diffusion, diffusion_arguments, diffusion_given, given, outputs, probing, results, runs
+from sweep.architectures import Architecture, Language
+from sweep.families import FAMILIES, classes
+from sweep.hub_streams import Output
+from sweep.inputs import guesses, with_placeholders
+from sweep.results import Run
+from sweep.shrinking import shrunk
 
 
 class Refuses:

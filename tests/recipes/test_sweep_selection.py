@@ -9,8 +9,8 @@ import functools
 
 import pytest
 
-from .sweep.results import FEW, RECIPES_OF, regressions
-from .sweep.workers import Worker
+from sweep.results import FEW, RECIPES_OF, regressions
+from sweep.workers import Worker
 
 SELECTION = {
     "language": [

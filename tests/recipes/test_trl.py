@@ -3,24 +3,20 @@
 import contextlib
 
 import pytest
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    TrainerCallback,
 )
 from trl import SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 import qlora_bf16_patch
+from toys.llama import quantized
+from toys.trainer import GenerateAfterStep
 
 # Third parties about each other: checkpointing under a new name, experimental trainers, generation's defaults.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -35,34 +31,8 @@ def tokenizer():
 
 
 @pytest.fixture
-def model(tmp_path):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
-    return AutoModelForCausalLM.from_pretrained(
-        tmp_path, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": "cpu"}
-    )
-
-
-class GenerateAfterStep(TrainerCallback):
-    def __init__(self):
-        self.outcomes = []
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                tokens = model.generate(input_ids=torch.arange(3, 9)[None], max_new_tokens=3, do_sample=False)
-            self.outcomes.append(tokens.shape[0])
-        except RuntimeError as error:
-            self.outcomes.append(str(error))
-        model.train(training)
+def model():
+    return quantized()
 
 
 def text(start):
@@ -91,23 +61,22 @@ def train(trainer, config, model, tokenizer, data, folder, **options):
         peft_config=LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
         callbacks=[callback],
     ).train()
-    return callback.outcomes
+    return callback
 
 
 def test_sft_trainer_generates_inside_training(model, tokenizer, tmp_path):
     data = [{"text": text(i)} for i in range(8)]
-    assert train(SFTTrainer, SFTConfig, model, tokenizer, data, tmp_path, max_length=32) == [1, 1]
+    callback = train(SFTTrainer, SFTConfig, model, tokenizer, data, tmp_path, max_length=32)
+    assert (len(callback.generated), callback.failures) == (2, [])
 
 
+@pytest.mark.failure(row=1)
 @pytest.mark.parametrize("patched", [False, True], ids=["unpatched", "patched"])
 def test_a_trainer_that_calls_peft_module_casting_to_bf16_generates_only_with_the_shim(
     model, tokenizer, tmp_path, patched
 ):
     data = [{"prompt": text(i), "chosen": text(i + 8), "rejected": text(i + 20)} for i in range(8)]
     with contextlib.nullcontext() if patched else qlora_bf16_patch.disabled():
-        outcomes = train(ORPOTrainer, ORPOConfig, model, tokenizer, data, tmp_path, max_length=64)
-    if patched:
-        assert outcomes == [1, 1]
-    else:
-        assert len(outcomes) == 2
-        assert all("dtype" in outcome for outcome in outcomes)
+        callback = train(ORPOTrainer, ORPOConfig, model, tokenizer, data, tmp_path, max_length=64)
+    assert (len(callback.generated), len(callback.failures)) == ((2, 0) if patched else (0, 2))
+    assert all("dtype" in failure for failure in callback.failures)

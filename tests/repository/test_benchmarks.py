@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from .conftest import ROOT, tracked
+from .packages import ROOT, tracked
 
 FOLDER = "benchmarks/results"
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from .conftest import ROOT, build, unpacked
+from .packages import ROOT, build, unpacked
 
 # Files of the example are blocks whose first line is a path.
 FILE = re.compile(r"^```(?:python|toml)\n# (\S+\.\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)

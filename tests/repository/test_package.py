@@ -7,7 +7,7 @@ import pytest
 
 import qlora_bf16_patch
 
-from .conftest import ROOT, tracked, unpacked
+from .packages import ROOT, tracked, unpacked
 
 PACKAGE = "qlora_bf16_patch"
 BESIDE = {"CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg"}

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from .conftest import ROOT
+from .packages import ROOT
 
 FILES = sorted((ROOT / "qlora_bf16_patch").rglob("*.py"))
 # Connections, pickles, and what makes code of a text.

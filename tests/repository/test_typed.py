@@ -13,7 +13,7 @@ import pytest
 import qlora_bf16_patch
 from qlora_bf16_patch import inspection
 
-from .conftest import unpacked
+from .packages import unpacked
 
 PROGRAM = Path(__file__).with_name("user.py")
 

@@ -11,7 +11,7 @@ import pytest
 import tomllib
 import yaml
 
-from .conftest import ROOT
+from .packages import ROOT
 
 STACKS = tomllib.loads((ROOT / "tests/versions/stacks.toml").read_text())
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))

@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import qlora_bf16_patch
-
-from .. import devices
-from ..toys import BF16, F32, MISMATCH, Recipe, called, hidden_states, short
+from toys import devices
+from toys.layers import BF16, F32, MISMATCH, hidden_states, short
+from toys.methods import Recipe
+from toys.models import called
 
 CHECKPOINTING = {"none": None, "reentrant": True, "non-reentrant": False, "whole reentrant": True, "whole": False}
 

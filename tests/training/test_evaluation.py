@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from peft import PeftType
 
-from ..toys import BF16, F16, F32, methods, recipes
+from toys.layers import BF16, F16, F32
+from toys.methods import methods, recipes
+
 from .steps import Call, as_under_autocast, assert_parity, evaluation_verdict, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")  # advice on a method's options
@@ -44,9 +46,9 @@ def test_any_other_model_evaluates_as_under_autocast(method, bits, trained):
 # The status is the process's, so what other tests have trained is told there as well.
 TOLD = """
 import json
-from tests import devices
+from toys import devices
 import qlora_bf16_patch
-from tests.toys import *
+from toys.layers import *
 from tests.training.steps import *
 
 def notes():

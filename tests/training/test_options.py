@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import qlora_bf16_patch
+from toys.layers import BF16, F32, hidden_states
+from toys.methods import methods, recipes
 
-from ..toys import BF16, F32, hidden_states, methods, recipes
 from .steps import assert_parity, option_verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")  # advice on a method's options
@@ -14,6 +15,8 @@ LAYERS = [(method, bits, "proj") for method, bits in methods()]
 LAYERS += [("LORA", bits, "bare") for bits in (4, 8)]  # the same in every method's model
 
 
+@pytest.mark.failure(row=8)
+@pytest.mark.failure(row=10)
 @pytest.mark.parametrize(("method", "bits", "name"), LAYERS)
 def test_with_the_option_a_layer_gives_back_autocasts_dtype(method, bits, name):
     found = []

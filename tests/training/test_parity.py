@@ -9,8 +9,9 @@ import copy
 import pytest
 
 import qlora_bf16_patch
+from toys.layers import BF16
+from toys.methods import LORA_VARIANTS, methods, recipes
 
-from ..toys import BF16, LORA_VARIANTS, methods, recipes
 from .steps import Call, assert_parity, calls, difference, train, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")  # advice on a method's options

@@ -104,7 +104,7 @@ if before("accelerate", "1"):
 
 if before("transformers", "5"):
 
-    @wrapt.when_imported("tests.recipes.sweep.shrinking")
+    @wrapt.when_imported("sweep.shrinking")
     def _top_k(module: Any) -> None:
         """A configuration held generate()'s options, too: a smaller one is no default, and can't be saved."""
         original = module._smaller
@@ -123,7 +123,7 @@ def _in_their_own_dtype(module: Any) -> None:
 
 @wrapt.when_imported("peft.peft_model")
 def _added_in_their_own_dtype(module: Any) -> None:
-    """Before 0.19 it had no such argument; tests/toys.py sets the dtypes anew."""
+    """Before 0.19 it had no such argument; toys/methods.py sets the dtypes anew."""
     module.PeftModel.add_adapter = _without("autocast_adapter_dtype", module.PeftModel.add_adapter)
 
 
@@ -148,7 +148,7 @@ def _without(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @wrapt.when_imported("peft.utils.peft_types")
 def _methods(module: Any) -> None:
-    """tests/toys.py names options of methods that older releases do not have; no test asks for those methods."""
+    """toys/methods.py names options of methods that older releases do not have; no test asks for those methods."""
     for name in ("C3A", "OFT", "VBLORA", "VERA"):
         if not hasattr(module.PeftType, name):
             setattr(module.PeftType, name, name)

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from qlora_bf16_patch.doctor.machine import processor
+
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "docs" / "versions"
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -58,9 +60,5 @@ def about(*libraries: str) -> dict[str, Any]:
 
 def machine() -> str:
     """The processor, and what bitsandbytes chooses its kernels by."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    return f"{model}, {'with' if 'avx512_bf16' in flags else 'without'} AVX512-bf16, no GPU"
+    one = processor()
+    return f"{one['name']}, {'with' if 'avx512_bf16' in one['bfloat16'] else 'without'} AVX512-bf16, no GPU"

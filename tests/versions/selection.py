@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.recipes.sweep.results import Run, read, regressions
+from sweep.results import Run, read, regressions
 
 from .processes import last_line, run, told
 

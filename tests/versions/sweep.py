@@ -4,7 +4,7 @@ from . import older  # noqa: F401  # isort: skip
 
 import sys
 
-from tests.recipes.sweep.__main__ import main
+from sweep.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

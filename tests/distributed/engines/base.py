@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...toys import BF16
+from toys.layers import BF16
 
 Tensors = dict[str, torch.Tensor]
 

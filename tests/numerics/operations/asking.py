@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from qlora_bf16_patch.numerics.mode import CastOnMismatch
 from qlora_bf16_patch.numerics.rules import rule_of
 from qlora_bf16_patch.numerics.rules.rule import never
+from toys import devices
 
-from ... import devices
 from .calls import Call
 
 Dtypes = tuple[torch.dtype, ...]

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode, get_testing_overrides, resolve_na
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils import _pytree as pytree
 
-from ... import devices
+from toys import devices
 
 _SAMPLES = 3  # of each operation, of different kinds
 _LARGEST = 5000  # elements of an operand

@@ -68,7 +68,7 @@ def observe(file: str) -> None:
         wrap_function_wrapper(module, "GenerationMixin.generate", generate)
 
     # On a CPU with AVX512-bf16 bitsandbytes from 0.49 on repacks a layer at its first evaluation, which rounds. The
-    # shim keeps it from that; here it never does, so that all else can be compared: see tests/cpu.py.
+    # shim keeps it from that; here it never does, so that all else can be compared: see toys/cpu.py.
     @when_imported("bitsandbytes.nn.modules")
     def _(module: Any) -> None:
         module.has_avx512bf16 = lambda: False

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ... import devices
+from toys import devices
+
 from .options import NEEDED_INPUTS
 
 BATCH, TOKENS = 2, 12

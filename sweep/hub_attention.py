@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ... import devices
+from toys import devices
 
 WIDTH, HEADS = 64, 4
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ... import devices  # isort: skip  # before torch
+from toys import devices  # isort: skip  # before torch
 
 import qlora_bf16_patch  # isort: skip  # before the libraries that it patches
 
@@ -25,8 +25,8 @@ from bitsandbytes.nn import Linear4bit
 from torch.utils._pytree import tree_map
 
 from qlora_bf16_patch.numerics.dtypes import floating
+from toys import cpu  # noqa: F401
 
-from ... import cpu  # noqa: F401
 from . import diffusion, hub, outputs, recipes
 from .architectures import Architecture, architectures
 from .results import ROUNDING, Run, planned

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from .options import OPTIONS
-from .toys import LISTS, MILD, NEEDED, SIZES, VOCABULARY
+from .sizes import LISTS, MILD, NEEDED, SIZES, VOCABULARY
 
 _COUNTED = ("hidden_layers", "attention_heads")
 

@@ -13,13 +13,13 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
 from transformers import BitsAndBytesConfig
 
-from benchmarks.models import qlora_script
+from toys import devices
+from toys.llama import peft_module_casting_to_bf16, qlora_script
 
-from ... import devices
 from .architectures import Architecture
 from .extras import Extra
 from .families import LANGUAGE
-from .toys import EXCLUDED, UNQUANTIZED
+from .sizes import EXCLUDED, UNQUANTIZED
 
 HEADS = {"SEQ_CLS": ["classifier", "score"], "TOKEN_CLS": ["classifier", "score"], "QUESTION_ANS": ["qa_outputs"]}
 
@@ -140,13 +140,3 @@ def norms_in_fp32(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.LayerNorm) or "norm" in name.rpartition(".")[2]:
             module.to(torch.float32)
-
-
-def peft_module_casting_to_bf16(model: torch.nn.Module) -> None:
-    """TRL's function of that name (``trl/experimental/utils.py``), which its trainers call after PEFT's preparation."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.LayerNorm) or "norm" in name:
-            module.to(torch.float32)
-        elif any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe")) and hasattr(module, "weight"):
-            if module.weight.dtype == torch.float32:
-                module.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The sweep: ``python -m tests.recipes.sweep [--families vision ...] [--only 'Llama*' ...] [--resume]``.
+"""The sweep: ``python -m sweep [--families vision ...] [--only 'Llama*' ...] [--resume]``.
 
 Exit status 1 if a patched run mismatches, or fails where the unpatched one ran.
 """

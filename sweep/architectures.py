@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import transformers
 
-from ... import devices
+from toys import devices
+
 from .families import LANGUAGE, classes
 from .probing import OutOfReach, Probe, probed
 from .shrinking import shrunk
-from .toys import PERCEIVING, UNCHECKPOINTED
+from .sizes import PERCEIVING, UNCHECKPOINTED
 
 
 class Architecture:

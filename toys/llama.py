@@ -1,4 +1,4 @@
-"""Llamas with random weights, in 4 bits with LoRA on every linear layer, as users prepare them."""
+"""Llamas with random weights, quantized, with LoRA on every linear layer, prepared as users prepare them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import functools
 import tempfile
 from dataclasses import dataclass
 from typing import Any
+
+from . import devices  # isort: skip  # before torch
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -31,7 +33,8 @@ LLAMA_3_8B = Shape(32, 4096, 14336, 32, 8, 128256)
 
 
 @functools.cache
-def checkpoint(shape: Shape) -> tempfile.TemporaryDirectory[str]:
+def checkpoint(shape: Shape = TOY) -> tempfile.TemporaryDirectory[str]:
+    """A Llama's, in bfloat16; its folder lives as long as the process."""
     folder = tempfile.TemporaryDirectory()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -44,37 +47,45 @@ def checkpoint(shape: Shape) -> tempfile.TemporaryDirectory[str]:
         max_position_embeddings=8192,
         dtype=torch.bfloat16,
     )
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with torch.device(devices.TYPE):
         model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder.name)
     return folder
 
 
-def llama(shape: Shape, recipe: str) -> Any:
-    """A model of ``shape``.
+def quantized(
+    shape: Shape = TOY, bits: int = 4, dtype: torch.dtype = torch.bfloat16, **quantization: Any
+) -> LlamaForCausalLM:
+    """A Llama of ``shape`` in so many bits, by default NF4 that computes in ``dtype``, as its other weights are.
 
     Args:
         shape: sizes.
-        recipe: ``plain`` (norms in bf16, adapters in fp32), ``kbit`` (PEFT's preparation), ``qlora`` (that, and the
-            QLoRA script's cast loop), ``agreeing`` (everything in bf16: the floor).
+        bits: 4 or 8.
+        dtype: of what is not quantized.
+        quantization: more of, or other arguments than these, for transformers' ``BitsAndBytesConfig``.
     """
-    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if bits == 4 else {}
+    config = BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, **(nf4 | quantization))
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint(shape).name,
-        quantization_config=quantization,
-        dtype=torch.bfloat16,
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        checkpoint(shape).name, quantization_config=config, dtype=dtype, device_map={"": devices.TYPE}
     )
     for module in model.modules():
         # bitsandbytes repacks weights for CPUs with AVX512-bf16, and computes with a kernel of its own then. The patch
         # never lets it: repacking rounds for good (0.49 and later, _convert_weight_packed_for_cpu).
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def llama(shape: Shape, recipe: str) -> Any:
+    """A model of ``shape`` with adapters, in 4 bits that are quantized twice.
+
+    Args:
+        shape: sizes.
+        recipe: ``plain`` (norms in bf16, adapters in fp32), ``kbit`` (PEFT's preparation), ``qlora`` (that, and the
+            QLoRA script's cast loop), ``agreeing`` (everything in bf16: the floor).
+    """
+    model: Any = quantized(shape, bnb_4bit_use_double_quant=True)
     if recipe in ("kbit", "qlora"):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -98,3 +109,26 @@ def qlora_script(model: torch.nn.Module) -> None:
         if ("lm_head" in name or "embed_tokens" in name) and hasattr(module, "weight"):
             if module.weight.dtype == torch.float32:
                 module.to(torch.bfloat16)
+
+
+def peft_module_casting_to_bf16(model: torch.nn.Module) -> None:
+    """TRL's function of that name (``trl/experimental/utils.py``), which its trainers call after PEFT's preparation."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm) or "norm" in name:
+            module.to(torch.float32)
+        elif any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe")) and hasattr(module, "weight"):
+            if module.weight.dtype == torch.float32:
+                module.to(torch.bfloat16)
+
+
+def generate(model: Any, ids: torch.Tensor, tokens: int) -> Any:
+    """So many tokens, and no fewer: a head with random weights may choose the end of the text."""
+    return model.generate(input_ids=ids, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+
+
+def step(model: Any, ids: torch.Tensor) -> None:
+    """A training step in bfloat16 autocast, as Trainer makes it."""
+    with torch.autocast(devices.TYPE, torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    model.zero_grad()

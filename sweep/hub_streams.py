@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ... import devices
+from toys import devices
+
 from .hub_attention import WIDTH, Module
 
 

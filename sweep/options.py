@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .toys import VOCABULARY
+from .sizes import VOCABULARY
 
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32}
 ROPE = {"rope_theta": 10000.0, "rope_type": "default"}

@@ -7,7 +7,7 @@ bitsandbytes wants it, and quantized when it is moved.
 import contextlib
 import os
 
-from .cuda import build
+from emulated_cuda import build
 
 NAME = os.environ.get("TEST_DEVICE", "cpu")
 if NAME not in ("cpu", "cuda", "emulated"):
@@ -15,7 +15,7 @@ if NAME not in ("cpu", "cuda", "emulated"):
 
 MISSING = "" if NAME != "emulated" or build.compiler() else "the emulated CUDA device needs a C++ compiler"
 if NAME == "emulated" and not MISSING:
-    from .cuda import emulated  # noqa: F401  # before torch
+    from emulated_cuda import device  # noqa: F401  # before torch
 
 import qlora_bf16_patch  # noqa: E402, F401  # before torch, as a user does
 
