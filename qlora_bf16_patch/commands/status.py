@@ -9,7 +9,8 @@ from typing import Any
 
 from ..doctor.rows import problems, with_everything_imported
 from ..engine.patch import Status
-from ..engine.statuses import COLUMNS, Statuses
+from ..engine.statuses import Statuses
+from ..engine.tables import Shown
 from ..patches import CATALOGUE
 from .console import console
 from .waiting import waiting
@@ -21,6 +22,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--check", action="store_true", help="exit status 1 where a patch that is on is not in place, or none is on"
     )
+    parser.add_argument(
+        "--upstream", action="store_true", help="when each patch can go, and the upstream reports and pull requests"
+    )
     parser.set_defaults(main=main)
 
 
@@ -30,16 +34,16 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        _table(found)
+        rows = Statuses(Status(**row) for row in found)
+        _table(rows.upstream() if options.upstream else rows)
     wrong = problems(found) if options.check else []
     for sentence in wrong:
         print(f"qlora-bf16-patch status: {sentence}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _table(found: Shown) -> None:
     """By rich on a terminal; a pipe is given plain lines, which are not folded."""
-    found = Statuses(Status(**row) for row in rows)
     terminal = console()
     if terminal is None:
         print(found)
@@ -47,10 +51,11 @@ def _table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Column, Table
 
     # Names are what a user types; a long word of a reason is not cut off.
-    table = Table(*(Column(column, no_wrap=column == "name", overflow="fold") for column in COLUMNS))
-    ((_, _, cells),), notes = found.shown()
-    for row in cells:
-        table.add_row(*row)
-    terminal.print(table)
+    sections, notes = found.shown()
+    for _, columns, rows in sections:
+        table = Table(*(Column(column, no_wrap=column == "name", overflow="fold") for column in columns))
+        for row in rows:
+            table.add_row(*row)
+        terminal.print(table)
     for note in notes:
         terminal.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .promise import Promise
+from .promise import ALWAYS, Promise
 from .toys import adapted, device, hidden_states, lora
 
 
@@ -33,7 +33,7 @@ def tuners() -> tuple[Promise, ...]:
 def _lora(bits: int) -> tuple[Promise, ...]:
     made = functools.partial(lora, bits)
     return (
-        Promise("gives back the input's dtype", functools.partial(_gives_back, made)),
+        Promise("gives back the input's dtype", functools.partial(_gives_back, made), kept_from=ALWAYS),
         Promise("takes an adapter whose matrices differ in dtype", functools.partial(_takes_two_dtypes, made)),
     )
 

@@ -6,23 +6,25 @@ import functools
 
 import torch
 
-from .promise import Promise
+from .promise import ALWAYS, Promise
 from .toys import hidden_states, layer
 
 
 def linear4bit() -> tuple[Promise, ...]:
     return (
-        Promise("keeps the configured compute dtype", _keeps_compute_dtype),
-        Promise("gives back the input's dtype", functools.partial(_gives_back, 4)),
+        # Merged for HPUs as #1623, which reports it, and for all as a part of bitsandbytes#1662.
+        Promise("keeps the configured compute dtype", _keeps_compute_dtype, kept_from="0.47"),
+        Promise("gives back the input's dtype", functools.partial(_gives_back, 4), kept_from=ALWAYS),
         Promise("leaves the bias as it is", functools.partial(_leaves_bias, 4)),
-        Promise("leaves the packed weight and its scales as they are", _leaves_weight),
+        # Repacked since bitsandbytes 0.49 (#1804).
+        Promise("leaves the packed weight and its scales as they are", _leaves_weight, where="a CPU with AVX512-bf16"),
         Promise("refuses activations that were cast to bytes", _refuses_bytes),
     )
 
 
 def linear8bit() -> tuple[Promise, ...]:
     return (
-        Promise("gives back the input's dtype", functools.partial(_gives_back, 8)),
+        Promise("gives back the input's dtype", functools.partial(_gives_back, 8), kept_from=ALWAYS),
         Promise("leaves the bias as it is", functools.partial(_leaves_bias, 8)),
     )
 

@@ -68,6 +68,14 @@ def sentence(patch: Patch, version: str | None, asked: Iterable[Answer]) -> str:
     return "; ".join(told)
 
 
+def can_go(patch: Patch, version: str | None, asked: Iterable[Answer]) -> str:
+    """That this release does all of it by itself; empty where it does not, or where that could not be asked."""
+    asked = list(asked)
+    if not asked or not all(answer.itself for answer in asked):
+        return ""
+    return f"{patch.distribution} {version} does all of it by itself: {patch.name} can go"
+
+
 def _asked(name: str, promise: Promise) -> Answer:
     with _quiet():
         with disabled(force=True):

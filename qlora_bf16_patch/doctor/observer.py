@@ -12,7 +12,7 @@ from typing import Any
 from .. import _registry
 from ..engine.versions import installed
 from .machine import machine
-from .needed import answers, sentence
+from .needed import answers, can_go, sentence
 from .packages import packages
 from .reported import reported
 from .rows import with_everything_imported
@@ -27,10 +27,12 @@ def needed() -> dict[str, Any]:
             try:
                 asked = answers(patch)
             except Exception as error:  # its library, or the toys', cannot be imported
-                found[patch.name] = {"sentence": f"could not be asked here: {error}", "answers": []}
+                found[patch.name] = {"sentence": f"could not be asked here: {error}", "can_go": "", "answers": []}
                 continue
+            version = installed(patch.distribution)
             found[patch.name] = {
-                "sentence": sentence(patch, installed(patch.distribution), asked),
+                "sentence": sentence(patch, version, asked),
+                "can_go": can_go(patch, version, asked),
                 "answers": [dataclasses.asdict(answer) for answer in asked],
             }
     return found

@@ -89,7 +89,8 @@ def _patches(report: Report) -> list[str]:
     lines = []
     for name, state in rows.items():
         lines.append(f"{name}: {state}")
-        lines += [f"  {needed[name]['sentence']}"] if name in needed else []
+        asked = needed.get(name, {})
+        lines += [f"  {asked[key]}" for key in ("sentence", "can_go") if asked.get(key)]
     return lines
 
 

@@ -36,7 +36,10 @@ class Patch:
         requires: version range of the distribution, as in a requirement.
         tested: the newest version of the distribution that was tested. A newer one is patched, and the status says so.
         default: whether the patch is on where nobody decided.
-        reports: upstream threads that it answers, ``owner/repo#N``.
+        reports: upstream threads that report what it mends, ``owner/repo#N``.
+        pull_requests: those that mend a part of it, or set out to, ``owner/repo#N``.
+        mended_in: the distribution's first release that does by itself all that the patch does, as ``"0.60"``: with
+            it the patch can go. Empty where no release does.
         promises: what it makes true, as checks that can be run without it: ``"module:function"``, which returns
             :class:`qlora_bf16_patch.defects.promise.Promise` objects. Only ``doctor`` and the tests look it up.
     """
@@ -51,6 +54,8 @@ class Patch:
     tested: str = ""
     default: bool = True
     reports: tuple[str, ...] = ()
+    pull_requests: tuple[str, ...] = ()
+    mended_in: str = ""
     promises: str = ""
 
     @property
@@ -85,6 +90,9 @@ class Status:
         version: of the patch's library, None where it is not installed.
         summary: what the patch does.
         notes: what the patch noticed while it ran.
+        reports: as in :class:`Patch`, and so are the next two.
+        pull_requests: upstream.
+        mended_in: the release with which the patch can go.
     """
 
     name: str
@@ -94,3 +102,6 @@ class Status:
     version: str | None
     summary: str
     notes: tuple[str, ...] = ()
+    reports: tuple[str, ...] = ()
+    pull_requests: tuple[str, ...] = ()
+    mended_in: str = ""

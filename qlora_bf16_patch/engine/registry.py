@@ -138,7 +138,18 @@ class Registry:
             ]
         found = {name: versions.installed(name) for name in {patch.distribution for patch, *_ in rows}}
         return Statuses(
-            Status(patch.name, state, reason, by, found[patch.distribution], patch.summary, notes)
+            Status(
+                patch.name,
+                state,
+                reason,
+                by,
+                found[patch.distribution],
+                patch.summary,
+                notes,
+                patch.reports,
+                patch.pull_requests,
+                patch.mended_in,
+            )
             for patch, state, reason, by, notes in rows
         )
 

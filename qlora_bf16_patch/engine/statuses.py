@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from .patch import Status
 from .tables import Section, Shown
+from .versions import reaches
 
 COLUMNS = ("name", "state", "reason", "decided_by", "version")
 
@@ -13,4 +16,44 @@ class Statuses(Shown, list[Status]):
 
     def shown(self) -> tuple[list[Section], list[str]]:
         rows = [[str(getattr(row, column) or "") for column in COLUMNS] for row in self]
-        return [("", COLUMNS, rows)], [f"{row.name}: {note}" for row in self for note in row.notes]
+        notes = [f"{row.name}: {note}" for row in self for note in row.notes]
+        return [("", COLUMNS, rows)], [*notes, *_what_can_go(self)]
+
+    def upstream(self) -> Upstream:
+        """When each patch can go, and the upstream threads: another table."""
+        return Upstream(self)
+
+
+class Upstream(Shown):
+    """When each patch can go; threads without their owners, which a row's ``reports`` and ``pull_requests`` have."""
+
+    def __init__(self, rows: Iterable[Status]) -> None:
+        self._rows = list(rows)
+
+    def shown(self) -> tuple[list[Section], list[str]]:
+        reports = [[row.name, row.version or "", can_go(row), _threads(row.reports)] for row in self._rows]
+        mending = [[row.name, _threads(row.pull_requests)] for row in self._rows if row.pull_requests]
+        sections: list[Section] = [("", ("name", "version", "can go", "reports"), reports)]
+        if mending:
+            sections.append(("", ("name", "pull requests that mend a part of it, or set out to"), mending))
+        return sections, []
+
+
+def can_go(row: Status) -> str:
+    """When a patch can go: not yet, with a release of its library, or now, since that one is installed."""
+    if not row.mended_in:
+        return "not yet"
+    return "now" if reaches(row.version, row.mended_in) else f"with {row.mended_in}"
+
+
+def _what_can_go(rows: Sequence[Status]) -> list[str]:
+    """One line, where any patch knows its upstream."""
+    if not any(row.mended_in or row.reports or row.pull_requests for row in rows):
+        return []
+    told = [f"{row.name} {can_go(row)}" for row in rows if row.mended_in]
+    none = "none yet, since no release does by itself all that one of them does"
+    return [f"can go: {', '.join(told) or none} (qlora-bf16-patch status --upstream)"]
+
+
+def _threads(references: Iterable[str]) -> str:
+    return " ".join(reference.rpartition("/")[2] for reference in references)

@@ -29,6 +29,18 @@ def refusal(patch: Patch, version: str | None) -> str | None:
     return None if fits else f"requires {patch.distribution}{patch.requires}, found {version}"
 
 
+def reaches(version: str | None, release: str) -> bool:
+    """Whether a version is this release or a newer one; not where either is none that can be compared."""
+    if version is None:
+        return False
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(Version(version).public) >= Version(release)
+    except InvalidVersion:
+        return False
+
+
 def newer_than_tested(patch: Patch, version: str | None) -> str | None:
     """A note where the version is newer than the newest that the patch was tested with."""
     if not patch.tested or version is None:

@@ -38,7 +38,8 @@ CATALOGUE: tuple[Patch, ...] = (
         load=_here("linear4bit:forward"),
         promises=_defect("layers:linear4bit"),
         summary="4-bit layers compute in their configured dtype, give back the input's, and never write to the bias",
-        reports=("bitsandbytes-foundation/bitsandbytes#1623", "bitsandbytes-foundation/bitsandbytes#1662"),
+        reports=("bitsandbytes-foundation/bitsandbytes#1623",),
+        pull_requests=("bitsandbytes-foundation/bitsandbytes#1623", "bitsandbytes-foundation/bitsandbytes#1662"),
         **_BNB,
     ),
     Patch(
@@ -57,6 +58,7 @@ CATALOGUE: tuple[Patch, ...] = (
         promises=_defect("adapters:lora4bit"),
         summary="LoRA on 4-bit layers evaluates outside of autocast as it trained, and gives back the input's dtype",
         reports=("huggingface/peft#1515", "huggingface/peft#1172"),
+        pull_requests=("huggingface/peft#2893",),
         **_LORA,
     ),
     Patch(
@@ -65,7 +67,8 @@ CATALOGUE: tuple[Patch, ...] = (
         load=_here("lora:forward"),
         promises=_defect("adapters:lora8bit"),
         summary="LoRA on 8-bit layers evaluates outside of autocast as it trained, and gives back the input's dtype",
-        reports=("huggingface/peft#101", "huggingface/peft#121", "huggingface/peft#874"),
+        reports=("huggingface/peft#101", "huggingface/peft#874"),
+        pull_requests=("huggingface/peft#121", "huggingface/peft#874"),
         **_LORA,
     ),
     Patch(
@@ -73,6 +76,7 @@ CATALOGUE: tuple[Patch, ...] = (
         load=_here("tuners:inject_adapter"),
         promises=_defect("adapters:tuners"),
         summary="PEFT's other methods on 4- and 8-bit layers evaluate as they trained, and give back the input's dtype",
+        pull_requests=("huggingface/peft#1634", "huggingface/peft#2433"),
         **_INJECTION,
     ),
     Patch(
@@ -86,9 +90,10 @@ CATALOGUE: tuple[Patch, ...] = (
         reports=(
             "huggingface/peft#1515",
             "huggingface/trl#1202",
-            "hiyouga/LlamaFactory#539",
+            "huggingface/trl#1460",
             "huggingface/transformers#29974",
         ),
+        pull_requests=("huggingface/transformers#29974", "huggingface/trl#1203", "huggingface/trl#4457"),
     ),
     Patch(
         name="transformers.generate",
@@ -100,7 +105,8 @@ CATALOGUE: tuple[Patch, ...] = (
         summary="generate() of a k-bit model runs under autocast in its compute dtype: every operation as in training",
         **gate("transformers"),
         default=False,
-        reports=("huggingface/peft#1515",),
+        reports=("huggingface/peft#1515", "huggingface/trl#1398"),
+        pull_requests=("huggingface/trl#1203",),
     ),
     # After those that they stand on.
     Patch(
@@ -111,6 +117,11 @@ CATALOGUE: tuple[Patch, ...] = (
         summary="under autocast 4- and 8-bit layers give back autocast's dtype, as nn.Linear does",
         default=False,
         reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336"),
+        pull_requests=(
+            "axolotl-ai-cloud/axolotl#336",
+            "huggingface/transformers#25598",
+            "bitsandbytes-foundation/bitsandbytes#1728",
+        ),
         **_BNB,
     ),
     Patch(
@@ -120,7 +131,8 @@ CATALOGUE: tuple[Patch, ...] = (
         promises=_defect("outputs:lora_layers"),
         summary="under autocast LoRA on 4- and 8-bit layers gives back autocast's dtype, as nn.Linear does",
         default=False,
-        reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336"),
+        reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336", "unslothai/unsloth#1013"),
+        pull_requests=("axolotl-ai-cloud/axolotl#336", "huggingface/transformers#25598", "unslothai/unsloth#6526"),
         **_LORA,
     ),
     Patch(
