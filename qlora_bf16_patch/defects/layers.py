@@ -16,8 +16,11 @@ def linear4bit() -> tuple[Promise, ...]:
         Promise("keeps the configured compute dtype", _keeps_compute_dtype, kept_from="0.47"),
         Promise("gives back the input's dtype", functools.partial(_gives_back, 4), kept_from=ALWAYS),
         Promise("leaves the bias as it is", functools.partial(_leaves_bias, 4)),
-        # Repacked since bitsandbytes 0.49 (#1804).
-        Promise("leaves the packed weight and its scales as they are", _leaves_weight, where="a CPU with AVX512-bf16"),
+        Promise(
+            "leaves the packed weight and its scales as they are",
+            _leaves_weight,
+            broken_on="a CPU with AVX512-bf16, since bitsandbytes 0.49",  # bitsandbytes#1804 repacks it
+        ),
         Promise("refuses activations that were cast to bytes", _refuses_bytes),
     )
 

@@ -14,8 +14,11 @@ from .toys import device, hidden_states, layer, lora
 def kbit() -> tuple[Promise, ...]:
     return (
         Promise("gives back autocast's dtype from 4-bit layers", lambda: _follows(layer(4))),
-        # A CPU's training multiplies in floating point since bitsandbytes 0.48 (#1728), which autocast follows.
-        Promise("gives back autocast's dtype from 8-bit layers", lambda: _follows(layer(8)), where="a GPU"),
+        Promise(
+            "gives back autocast's dtype from 8-bit layers",
+            lambda: _follows(layer(8)),
+            broken_on="a GPU, nor on a CPU before bitsandbytes 0.48",  # bitsandbytes#1728: training in floating point
+        ),
     )
 
 

@@ -18,10 +18,10 @@ class Promise:
             dtypes, it raises that error; what else it raises means that it could not be asked.
         kept_from: the first release of the patch's distribution that keeps it by itself; :data:`ALWAYS` where every one
             does. Empty where none does yet.
-        where: where releases break it, if not on every machine: elsewhere it may hold by itself.
+        broken_on: the machines on which releases break it, where not on all: "not on ..." is said of it.
     """
 
     text: str
     holds: Callable[[], bool]
     kept_from: str = ""
-    where: str = ""
+    broken_on: str = ""

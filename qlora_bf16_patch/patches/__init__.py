@@ -92,6 +92,7 @@ CATALOGUE: tuple[Patch, ...] = (
             "huggingface/trl#1202",
             "huggingface/trl#1460",
             "huggingface/transformers#29974",
+            "huggingface/transformers#30236",
         ),
         pull_requests=("huggingface/transformers#29974", "huggingface/trl#1203", "huggingface/trl#4457"),
     ),
