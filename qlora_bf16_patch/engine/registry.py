@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Iterator
@@ -11,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from . import versions
 from .arrival import bring
 from .entry import Decision, Entry, Problem
-from .environment import Environment, UnknownPatchError, canonical
+from .environment import Environment, canonical
 from .imports import retry
 from .installation import Installation
 from .patch import Patch, Status
 from .statuses import Statuses
+from .switching import Find, block, matching, switch
 from .wrapping import LOCK
 
 logger = logging.getLogger("qlora_bf16_patch")
@@ -75,22 +75,22 @@ class Registry:
         Raises:
             UnknownPatchError: a name matches no patch; nothing is changed.
         """
-        self._switch(names, True, force)
+        switch(self._matching(names, True), True, force)
 
     def disable(self, *names: str, force: bool = False) -> None:
         """Turn patches off; no names mean all. Otherwise arguments and errors are those of :meth:`enable`."""
-        self._switch(names, False, force)
+        switch(self._matching(names, False), False, force)
 
     @contextlib.contextmanager
     def enabled(self, *names: str, force: bool = False) -> Iterator[None]:
         """Patches on inside the block, for the whole process; as before after it. Blocks may overlap."""
-        with self._block(names, True, force):
+        with block(self._matching(names, True), True, force):
             yield
 
     @contextlib.contextmanager
     def disabled(self, *names: str, force: bool = False) -> Iterator[None]:
         """Patches off inside the block, for the whole process; as before after it. Blocks may overlap."""
-        with self._block(names, False, force):
+        with block(self._matching(names, False), False, force):
             yield
 
     @contextlib.contextmanager
@@ -178,51 +178,5 @@ class Registry:
             installation.strict = True
             self._lenient.append(installation)
 
-    def _switch(self, patterns: tuple[str, ...], on: bool, force: bool) -> None:
-        with LOCK:
-            entries = self._matching(patterns, on)
-            refused = [message for entry in entries if (message := _decide(entry, on, force))]
-        bring(entries)
-        for message in refused:
-            logger.warning("%s", message)
-
-    @contextlib.contextmanager
-    def _block(self, patterns: tuple[str, ...], on: bool, force: bool) -> Iterator[None]:
-        """A block's patches are decided on a layer of its own, which goes at its end, whatever came over it since."""
-        token = object()
-        with LOCK:
-            entries = self._matching(patterns, on)
-            for entry in entries:
-                entry.layers[token] = entry.decision
-            refused = [message for entry in entries if (message := _decide(entry, on, force))]
-        try:
-            bring(entries)
-            for message in refused:
-                logger.warning("%s", message)
-            yield
-        finally:
-            with LOCK:
-                for entry in entries:
-                    entry.layers.pop(token, None)
-            bring(entries)
-
-    def _matching(self, patterns: tuple[str, ...], on: bool) -> list[Entry]:
-        entries = self._entries
-        if not patterns:
-            return [entry for entry in entries.values() if not on or entry.patch.default or entry.first.on]
-        for pattern in patterns:
-            problem = self._environment.problem(pattern, entries)
-            if problem:
-                raise UnknownPatchError(problem)
-        wanted = [canonical(pattern) for pattern in patterns]
-        return [entry for name, entry in entries.items() if any(fnmatch.fnmatchcase(name, one) for one in wanted)]
-
-
-def _decide(entry: Entry, on: bool, force: bool) -> str | None:
-    """Note a call's decision; the environment outranks it, and the message says so."""
-    if not entry.first.by.startswith("environment") or force:
-        entry.decision = Decision(on, "call (forced)" if force else "call")
-        return None
-    entry.decision = entry.first  # also after an uninstall
-    state = "on" if entry.first.on else "off"
-    return None if entry.first.on == on else f"{entry.patch.name} stays {state}, by {entry.first.by}"
+    def _matching(self, patterns: tuple[str, ...], on: bool) -> Find:
+        return lambda: matching(self._entries, self._environment, patterns, on)
