@@ -74,6 +74,9 @@ register, status, reset, uninstall = _registry.register, _registry.status, _regi
 def guard(model: torch.nn.Module) -> torch.nn.Module:
     """Take in a model that was built before the import, or without PEFT, or a module of your own around a PEFT model.
 
+    Its operations take operands of different floating dtypes from then on, whatever their shapes. Its parameters,
+    buffers and configuration stay as they are.
+
     Args:
         model: a model with bitsandbytes 4- or 8-bit layers.
 
@@ -83,14 +86,26 @@ def guard(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         TypeError: it is no module.
         ValueError: the model has no bitsandbytes layer.
+        RuntimeError: torch's own, from a model that was not taken in.
 
-    Example:
-        >>> import qlora_bf16_patch
-        >>> from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-        >>> model = AutoModelForCausalLM.from_pretrained(
-        ...     "facebook/opt-125m", quantization_config=BitsAndBytesConfig(load_in_4bit=True)
-        ... )  # doctest: +SKIP
-        >>> model = qlora_bf16_patch.guard(model)  # doctest: +SKIP
+    Source:
+        With PEFT there is no need of it: ``BaseTuner.inject_adapter`` (peft/tuners/tuners_utils.py), which every
+        adapter passes, does the same. Without one the mismatch is that of huggingface/transformers#29974.
+
+    Examples:
+        >>> from bitsandbytes.nn import Linear4bit
+        >>> classifier = torch.nn.Sequential(
+        ...     Linear4bit(64, 64, compute_dtype=torch.bfloat16), torch.nn.Linear(64, 2, dtype=torch.bfloat16)
+        ... ).to(model.device)
+        >>> with torch.no_grad():
+        ...     classifier(torch.randn(1, 4, 64))
+        Traceback (most recent call last):
+            ...
+        RuntimeError: mat1 and mat2 must have the same dtype, but got Float and BFloat16
+        >>> with torch.no_grad():
+        ...     logits = qlora_bf16_patch.guard(classifier)(torch.randn(1, 4, 64))
+        >>> logits.shape, logits.dtype
+        (torch.Size([1, 4, 2]), torch.float32)
     """
     if _environment.killed:
         _logger.info("guard does nothing: QLORA_BF16_PATCH has switched everything off")
@@ -111,15 +126,23 @@ def trace(model: torch.nn.Module) -> Trace:
         model: one with bitsandbytes 4- or 8-bit layers.
 
     Returns:
-        A context manager: see :class:`qlora_bf16_patch.inspection.trace.Trace`.
+        A ``Trace``: a context manager, and after its block what was seen.
 
     Raises:
+        TypeError: it is no module.
         ValueError: the model has no bitsandbytes layer.
 
-    Example:
-        >>> with qlora_bf16_patch.trace(model) as trace:  # doctest: +SKIP
-        ...     trainer.train()
-        >>> print(trace)  # doctest: +SKIP
+    Source:
+        torch's forward hooks (torch/nn/modules/module.py) tell of dtypes, the patches of casts.
+
+    Examples:
+        >>> with qlora_bf16_patch.trace(model) as trace:
+        ...     logits = model(**inputs).logits
+        >>> logits.shape, logits.dtype
+        (torch.Size([1, 4, 128]), torch.float32)
+        >>> trace.spoken_mismatches()
+        ['evaluation: base_model.model.lm_head: linear has its input cast from float32 to bfloat16 by peft.boundary,
+        once in 1 module']
     """
     from .inspection import Trace
 
@@ -154,14 +177,26 @@ def assert_dtypes(
 
     Raises:
         DtypeAssertionError: dtypes are others; it lists all of them.
+        TypeError: it is no module.
         ValueError: the model has no bitsandbytes layer, or a pattern or keyword matches nothing.
 
-    Example:
-        >>> qlora_bf16_patch.assert_dtypes(
-        ...     model, {"*norm*": torch.float32, "lm_head": torch.bfloat16}, compute=torch.bfloat16
-        ... )  # doctest: +SKIP
-        >>> with qlora_bf16_patch.assert_dtypes(model):  # doctest: +SKIP
-        ...     model.generate(**inputs)
+    Source:
+        A compute dtype that was left at float32 is the default of ``bnb_4bit_compute_dtype``
+        (transformers/utils/quantization_config.py); bitsandbytes warns of it in ``Linear4bit.set_compute_type``.
+
+    Examples:
+        >>> with qlora_bf16_patch.assert_dtypes(
+        ...     model, {"*norm": torch.float32, "*proj": "nf4"}, compute=torch.bfloat16, adapters=torch.float32
+        ... ), torch.autocast("cpu", torch.bfloat16):
+        ...     logits = model(**inputs).logits
+        >>> qlora_bf16_patch.assert_dtypes(model, {"lm_head": torch.float32})
+        Traceback (most recent call last):
+            ...
+        qlora_bf16_patch.inspection.assertions.DtypeAssertionError: PeftModelForCausalLM has other dtypes than was
+        asserted:
+          base_model.model.lm_head (Linear): weight is bfloat16, not float32, as 'lm_head' asks
+        Load the model with `dtype=torch.float32`, or cast the module after that, `module.to(torch.float32)`;
+        prepare_model_for_kbit_training makes all that is not packed float32.
     """
     from .inspection.assertions import Assertion, check
 
@@ -177,14 +212,24 @@ def report(model: torch.nn.Module) -> Report:
         model: one with bitsandbytes 4- or 8-bit layers.
 
     Returns:
-        What :class:`qlora_bf16_patch.inspection.report.Report` is: rows, findings with advice, a table by ``print``.
+        A ``Report``: rows, findings with advice, a table by ``print``.
 
     Raises:
-        ValueError: the model has no bitsandbytes layer.
         TypeError: it is no module.
+        ValueError: the model has no bitsandbytes layer.
 
-    Example:
-        >>> print(qlora_bf16_patch.report(model))  # doctest: +SKIP
+    Source:
+        What torch refuses is huggingface/peft#1515; what FSDP1 cannot flatten, ``FlatParamHandle``
+        (torch/distributed/fsdp/_flat_param.py); what a GradScaler cannot unscale, torch/amp/grad_scaler.py.
+
+    Examples:
+        >>> report = qlora_bf16_patch.report(model)
+        >>> for line in report.spoken_mismatches():
+        ...     print(line)
+        mismatch: outside of autocast, in evaluation and in generate(), torch refuses the mixture of dtypes; with the
+        shim it is cast.
+          base_model.model.lm_head (Linear): it is given float32 hidden states, and its weight is bfloat16
+          Advice: keep `import qlora_bf16_patch`, or run evaluation and generate() under torch.autocast, as training.
     """
     from .inspection.report import report as _report
 
@@ -193,4 +238,5 @@ def report(model: torch.nn.Module) -> Report:
 
 for _patch in _CATALOGUE:
     register(_patch)
-_registry.register_entry_points(_plugins)  # last, since a third party's module imports names from this one
+for _point in _plugins:  # last, since a third party's module imports names from this one
+    _registry.register_entry_point(_point)

@@ -13,11 +13,28 @@ LEVELS = ("debug", "info", "warning")
 
 
 class UnknownPatchError(ValueError):
-    """A patch name or glob that matches nothing."""
+    """A patch name or glob that matches nothing; it lists the names that there are, and suggests the nearest.
+
+    Examples:
+        >>> qlora_bf16_patch.disable("peft.linear4bit")
+        Traceback (most recent call last):
+            ...
+        qlora_bf16_patch.engine.environment.UnknownPatchError: 'peft.linear4bit' is not known. Known: ...
+        Did you mean 'peft.lora.linear4bit'?
+    """
 
 
 class EnvironmentVariableError(ValueError):
-    """A variable of ours holds something that is not in its grammar."""
+    """A variable of ours holds something that is not in its grammar. The import of the package raises it.
+
+    Examples:
+        >>> from qlora_bf16_patch.engine.environment import Environment
+        >>> Environment({"QLORA_BF16_PATCH_STRICT": "yess"}, known=())
+        Traceback (most recent call last):
+            ...
+        qlora_bf16_patch.engine.environment.EnvironmentVariableError: QLORA_BF16_PATCH_STRICT='yess' is not known.
+        Known: 0, 1, false, no, off, on, true, yes. Did you mean 'yes'?
+    """
 
 
 def canonical(name: str) -> str:

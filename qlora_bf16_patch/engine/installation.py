@@ -42,6 +42,12 @@ class Installation:
         layers: wrappers that stand in place, perhaps beneath another party's.
         bound: objects that hold a binding, each with its function.
         unbound: objects whose binding was taken out, each with its function.
+
+    Examples:
+        >>> from qlora_bf16_patch.engine.installation import Installation
+        >>> installation = Installation("llama.norms")
+        >>> installation.on, installation.strict
+        (False, False)
     """
 
     def __init__(self, name: str = "", strict: bool = False) -> None:
@@ -63,7 +69,21 @@ class Installation:
         return bool(self.targets)
 
     def note(self, key: str, text: str, level: int = logging.WARNING) -> None:
-        """Tell something once, in the log and from then on in the status."""
+        """Tell something once, in the log and from then on in the status.
+
+        Args:
+            key: what is told once.
+            text: a sentence.
+            level: of the log.
+
+        Examples:
+            >>> from qlora_bf16_patch.engine.installation import Installation
+            >>> installation = Installation("llama.norms")
+            >>> installation.note("eps", "a norm has eps=0")
+            >>> installation.note("eps", "another norm has eps=0")
+            >>> installation.told()
+            ('a norm has eps=0',)
+        """
         with LOCK:
             new = key not in self.notes
             self.notes.setdefault(key, text)
@@ -71,7 +91,18 @@ class Installation:
             logger.log(level, "%s", text)
 
     def told(self) -> tuple[str, ...]:
-        """All that the status tells of the patch."""
+        """All that the status tells of the patch.
+
+        Returns:
+            Its notes, and what its reporters say now.
+
+        Examples:
+            >>> from qlora_bf16_patch.engine.installation import Installation
+            >>> installation = Installation("llama.norms")
+            >>> installation.reporters.append(lambda: ["2 norms"])
+            >>> installation.told()
+            ('2 norms',)
+        """
         reported = [sentence for report in self.reporters for sentence in report()]
         return tuple(dict.fromkeys([*self.notes.values(), *reported]))
 
@@ -86,6 +117,18 @@ class Installation:
 
         Raises:
             Unsupported: there is no such function with Python code, or the factory refuses it.
+
+        Examples:
+            >>> from qlora_bf16_patch.engine.installation import Installation
+            >>> installation = Installation("llama.norms")
+            >>> installation.wrap(type(norm), "forward", keeps_dtype)
+            >>> norm(hidden_states).dtype
+            torch.float32
+            >>> installation.on = True
+            >>> norm(hidden_states).dtype
+            torch.bfloat16
+            >>> installation.restore()
+            True
         """
         others = [target for target in self.targets if target[:2] != (owner, attribute)]
         self.install([*others, Target(owner, attribute, factory)])
@@ -125,7 +168,20 @@ class Installation:
         Args:
             instance: must be hashable by identity and weakly referable, as modules are.
             function: a plain function, whose first argument is the object; it gets the name ``forward`` and calls what
-                it shadows with :func:`call_shadowed`. A second call with another function puts that in its place.
+                it shadows with ``call_shadowed``. A second call with another function puts that in its place.
+
+        Examples:
+            >>> from qlora_bf16_patch.engine.installation import Installation, call_shadowed
+            >>> installation = Installation("llama.norms")
+            >>> def forward(self, hidden_states):
+            ...     return call_shadowed(installation, self, hidden_states).to(hidden_states.dtype)
+            >>> installation.bind(norm, forward)
+            >>> norm(hidden_states).dtype
+            torch.bfloat16
+            >>> installation.restore()
+            True
+            >>> norm(hidden_states).dtype
+            torch.float32
         """
         binding.bind(self, instance, function)
 
@@ -138,6 +194,21 @@ class Installation:
 
         Returns:
             Whether it was such a method. A function that we have not wrapped is left alone, whatever it claims to be.
+
+        Source:
+            ``add_hook_to_module`` (accelerate/hooks.py), as ``device_map`` has it called while a model is loaded.
+
+        Examples:
+            >>> from accelerate.hooks import ModelHook, add_hook_to_module
+            >>> hooked = add_hook_to_module(type(norm)(64), ModelHook())
+            >>> from qlora_bf16_patch.engine.installation import Installation
+            >>> installation = Installation("llama.norms")
+            >>> installation.wrap(type(norm), "forward", keeps_dtype)
+            >>> installation.on = True
+            >>> hooked(hidden_states).dtype, installation.rebind(hooked), hooked(hidden_states).dtype
+            (torch.float32, True, torch.bfloat16)
+            >>> installation.restore()
+            True
         """
         return binding.rebind(instance, attribute)
 
@@ -152,6 +223,15 @@ class Installation:
 
         Returns:
             Whether anything was put back.
+
+        Examples:
+            >>> from qlora_bf16_patch.engine.installation import Installation
+            >>> installation, original = Installation("llama.norms"), type(norm).forward
+            >>> installation.wrap(type(norm), "forward", keeps_dtype)
+            >>> installation.restore(), type(norm).forward is original
+            (True, True)
+            >>> installation.restore()
+            False
         """
         with LOCK:
             self.on = self.placed = False

@@ -16,7 +16,17 @@ Factory = Callable[[Any, "Installation"], Callable[..., Any]]
 
 
 class Unsupported(Exception):
-    """Upstream lacks the shape that a patch relies on. A factory raises it; its text is the reason in the status."""
+    """Upstream lacks the shape that a patch relies on. A factory raises it; its text is the reason in the status.
+
+    Examples:
+        >>> from qlora_bf16_patch.engine.installation import Installation
+        >>> def factory(original, installation):
+        ...     raise qlora_bf16_patch.Unsupported("LlamaRMSNorm has no variance_epsilon")
+        >>> Installation("llama.norms").wrap(type(norm), "forward", factory)
+        Traceback (most recent call last):
+            ...
+        qlora_bf16_patch.engine.patch.Unsupported: LlamaRMSNorm has no variance_epsilon
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +51,20 @@ class Patch:
         mended_in: the distribution's first release that does by itself all that the patch does, as ``"0.60"``: with
             it the patch can go. Empty where no release does.
         promises: what it makes true, as checks that can be run without it: ``"module:function"``, which returns
-            :class:`qlora_bf16_patch.defects.promise.Promise` objects. Only ``doctor`` and the tests look it up.
+            ``Promise`` objects of ``qlora_bf16_patch.defects.promise``. Only ``doctor`` and the tests look it up.
+
+    Examples:
+        >>> patch = qlora_bf16_patch.Patch(
+        ...     name="llama.norms",
+        ...     module="transformers.models.llama.modeling_llama",
+        ...     attribute="LlamaRMSNorm.forward",
+        ...     load=lambda: keeps_dtype,
+        ...     summary="norms give back the dtype of their hidden states",
+        ...     distribution="transformers",
+        ...     requires=">=4.38",
+        ... )
+        >>> patch.default
+        True
     """
 
     name: str
@@ -60,17 +83,45 @@ class Patch:
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:
-        """Module and dotted path of each target."""
+        """Module and dotted path of each target.
+
+        Examples:
+            >>> qlora_bf16_patch.Patch("llama.norms", "llama", ("Norm.forward", "head:Head.forward"), "m:f").targets
+            (('llama', 'Norm.forward'), ('head', 'Head.forward'))
+        """
         attributes = (self.attribute,) if isinstance(self.attribute, str) else self.attribute
         split = (attribute.rpartition(":") for attribute in attributes)
         return tuple((module or self.module, path) for module, _, path in split)
 
     def spoken_targets(self) -> str:
-        """The targets for a reader."""
+        """The targets for a reader.
+
+        Returns:
+            Each as ``module:path``, with commas between them.
+
+        Examples:
+            >>> patch = qlora_bf16_patch.Patch("llama.norms", "llama", ("Norm.forward", "head:Head.forward"), "m:f")
+            >>> patch.spoken_targets()
+            'llama:Norm.forward, head:Head.forward'
+        """
         return ", ".join(f"{module}:{path}" for module, path in self.targets)
 
     def factory(self) -> Factory:
-        """Import the factory. Whatever its module raises comes through."""
+        """Import the factory. Whatever its module raises comes through.
+
+        Returns:
+            What ``load`` names, or gives where it is called.
+
+        Raises:
+            ModuleNotFoundError: there is no such module.
+            AttributeError: there is no such function in it.
+
+        Examples:
+            >>> qlora_bf16_patch.Patch("llama.norms", "llama", "Norm.forward", "no_such_module:factory").factory()
+            Traceback (most recent call last):
+                ...
+            ModuleNotFoundError: No module named 'no_such_module'
+        """
         if not isinstance(self.load, str):
             return self.load()
         module, _, function = self.load.partition(":")
@@ -93,6 +144,13 @@ class Status:
         reports: as in :class:`Patch`, and so are the next two.
         pull_requests: upstream.
         mended_in: the release with which the patch can go.
+
+    Examples:
+        >>> row = qlora_bf16_patch.status()[0]
+        >>> row.name, row.state, row.decided_by
+        ('bitsandbytes.linear4bit', 'active', 'default')
+        >>> row.reason
+        'bitsandbytes.nn.modules:Linear4bit.forward is patched'
     """
 
     name: str

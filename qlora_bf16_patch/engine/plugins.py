@@ -8,6 +8,10 @@ import logging
 import os
 import sys
 
+from .entry import Problem
+from .environment import canonical
+from .patch import Patch
+
 logger = logging.getLogger("qlora_bf16_patch")
 
 
@@ -22,6 +26,20 @@ def find(group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
     except Exception as error:
         logger.warning("the entry points of %s could not be read: %s: %s", group, type(error).__name__, error)
         return ()
+
+
+def loaded(point: importlib.metadata.EntryPoint) -> tuple[Patch, Problem | None]:
+    """The patch that an entry point names; of one that cannot be loaded a row for the status, and what is wrong."""
+    name = canonical(point.name)
+    try:
+        patch = point.load()
+        if not isinstance(patch, Patch) or patch.name != name:
+            raise TypeError(f"{point.value} is {patch!r}, not a Patch named {name!r}")
+        return patch, None
+    except Exception as error:
+        logger.warning("the entry point %s could not be loaded: %s", point.name, error)
+        broken = Patch(name, "", (), point.value, f"entry point {point.value}")
+        return broken, Problem("failed", f"{type(error).__name__}: {error}")
 
 
 def _may_be_named(group: bytes) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from . import versions
 from .arrival import bring
@@ -14,7 +14,9 @@ from .environment import Environment, canonical
 from .imports import retry
 from .installation import Installation
 from .patch import Patch, Status
+from .plugins import loaded
 from .statuses import Statuses
+from .strictness import Strictness
 from .switching import Find, block, matching, switch
 from .wrapping import LOCK
 
@@ -26,19 +28,36 @@ class Registry:
 
     Decisions and what follows from them change under one lock. Whatever runs code of others (a factory, a library's
     import, a log handler, a warning filter) runs outside of it.
+
+    Args:
+        environment: what the variables say.
+
+    Examples:
+        >>> from qlora_bf16_patch.engine.environment import Environment
+        >>> from qlora_bf16_patch.engine.registry import Registry
+        >>> Registry(Environment({}, known=())).status()
+        []
     """
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._entries: dict[str, Entry] = {}
-        self._strict_blocks = 0
-        self._lenient: list[Installation] = []  # those that strict blocks have made strict
+        self._strictness = Strictness()
 
     def register(self, patch: Patch) -> None:
         """Add a patch. It is installed when its library arrives, or at once if that is imported already.
 
+        Args:
+            patch: one of your own.
+
         Raises:
             ValueError: another patch has this name, or the name is not canonical.
+
+        Examples:
+            >>> where = "transformers.models.llama.modeling_llama", "LlamaRMSNorm.forward"
+            >>> qlora_bf16_patch.register(qlora_bf16_patch.Patch("llama.norms", *where, load=lambda: keeps_dtype))
+            >>> qlora_bf16_patch.status()[-1].state, norm(hidden_states).dtype
+            ('active', torch.bfloat16)
         """
         if patch.name != canonical(patch.name):
             raise ValueError(
@@ -46,24 +65,13 @@ class Registry:
             )
         bring([self._add(patch)])
 
-    def register_entry_points(self, points: Iterable[importlib.metadata.EntryPoint]) -> None:
-        """Add the patches that third parties' entry points name."""
-        for point in points:
-            self.register_entry_point(point)
-
     def register_entry_point(self, point: importlib.metadata.EntryPoint) -> None:
         """Add the patch that a third party's entry point names; one that cannot be loaded is told in the status."""
-        name = canonical(point.name)
+        patch, problem = loaded(point)
         try:
-            patch = point.load()
-            if not isinstance(patch, Patch) or patch.name != name:
-                raise TypeError(f"{point.value} is {patch!r}, not a Patch named {name!r}")
-            self.register(patch)
-        except Exception as error:
-            logger.warning("the entry point %s could not be loaded: %s", point.name, error)
-            broken = Patch(name, "", (), point.value, f"entry point {point.value}")
-            with contextlib.suppress(ValueError):  # another patch has the name
-                bring([self._add(broken, Problem("failed", f"{type(error).__name__}: {error}"))])
+            bring([self._add(patch, problem)])
+        except ValueError as error:  # another patch has the name
+            logger.warning("the entry point %s is left out: %s", point.name, error)
 
     def enable(self, *names: str, force: bool = False) -> None:
         """Turn patches on, and patch anew what somebody has replaced since.
@@ -74,22 +82,76 @@ class Registry:
 
         Raises:
             UnknownPatchError: a name matches no patch; nothing is changed.
+
+        Examples:
+            >>> qlora_bf16_patch.enable("transformers.generate")
+            >>> [row.state for row in qlora_bf16_patch.status() if row.name == "transformers.generate"]
+            ['active']
         """
         switch(self._matching(names, True), True, force)
 
     def disable(self, *names: str, force: bool = False) -> None:
-        """Turn patches off; no names mean all. Otherwise arguments and errors are those of :meth:`enable`."""
+        """Turn patches off, for the whole process, compiled code included.
+
+        Args:
+            names: names or globs; none means all.
+            force: also where the environment decided otherwise.
+
+        Raises:
+            UnknownPatchError: a name matches no patch; nothing is changed.
+
+        Examples:
+            >>> qlora_bf16_patch.disable("peft.lora.*")
+            >>> [row.reason for row in qlora_bf16_patch.status() if row.name == "peft.lora.linear4bit"]
+            ['switched off by call']
+        """
         switch(self._matching(names, False), False, force)
 
     @contextlib.contextmanager
     def enabled(self, *names: str, force: bool = False) -> Iterator[None]:
-        """Patches on inside the block, for the whole process; as before after it. Blocks may overlap."""
+        """Patches on inside the block, for the whole process; as before after it. Blocks may overlap.
+
+        Args:
+            names: as of ``enable``.
+            force: also where the environment decided otherwise.
+
+        Returns:
+            A context manager; it gives nothing.
+
+        Raises:
+            UnknownPatchError: a name matches no patch; nothing is changed.
+
+        Examples:
+            >>> with qlora_bf16_patch.enabled("transformers.generate"), qlora_bf16_patch.trace(model) as trace:
+            ...     tokens = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+            >>> tokens.shape, trace.mismatches()
+            (torch.Size([1, 6]), [])
+        """
         with block(self._matching(names, True), True, force):
             yield
 
     @contextlib.contextmanager
     def disabled(self, *names: str, force: bool = False) -> Iterator[None]:
-        """Patches off inside the block, for the whole process; as before after it. Blocks may overlap."""
+        """Patches off inside the block, for the whole process; as before after it. Blocks may overlap.
+
+        Args:
+            names: as of ``disable``.
+            force: also where the environment decided otherwise.
+
+        Returns:
+            A context manager; it gives nothing.
+
+        Raises:
+            UnknownPatchError: a name matches no patch; nothing is changed.
+            RuntimeError: torch's own, in the block.
+
+        Examples:
+            >>> with qlora_bf16_patch.disabled():
+            ...     model(**inputs)
+            Traceback (most recent call last):
+                ...
+            RuntimeError: expected m1 and m2 to have the same dtype, but got: float != c10::BFloat16
+        """
         with block(self._matching(names, False), False, force):
             yield
 
@@ -98,21 +160,34 @@ class Registry:
         """Patches raise inside the block where they would have cast what torch refuses, for the whole process.
 
         The error names the module's path, the operation, its dtypes and what to do. Blocks may overlap.
+
+        Returns:
+            A context manager; it gives nothing.
+
+        Raises:
+            CastRefused: a ``TypeError``, in the block, at an operation whose operand a patch would have cast.
+
+        Examples:
+            >>> with qlora_bf16_patch.strict():
+            ...     model(**inputs)
+            Traceback (most recent call last):
+                ...
+            qlora_bf16_patch.watching.events.CastRefused: lm_head (Linear): linear computes in torch.bfloat16 and was
+            given torch.float32 as its input. peft.boundary would have cast it, but strict mode is on
+            (QLORA_BF16_PATCH_STRICT, or qlora_bf16_patch.strict()): cast it where it is made, or switch that off.
         """
-        with LOCK:
-            self._strict_blocks += 1
-            for entry in self._entries.values():
-                self._make_strict(entry.installation)
-        try:
+        with self._strictness.block(lambda: [entry.installation for entry in self._entries.values()]):
             yield
-        finally:
-            with LOCK:
-                self._strict_blocks -= 1
-                while self._lenient and not self._strict_blocks:
-                    self._lenient.pop().strict = False
 
     def reset(self) -> None:
-        """Forget all calls, those of open blocks as well: what the environment and the defaults say counts again."""
+        """Forget all calls, those of open blocks as well: what the environment and the defaults say counts again.
+
+        Examples:
+            >>> qlora_bf16_patch.disable()
+            >>> qlora_bf16_patch.reset()
+            >>> {row.decided_by for row in qlora_bf16_patch.status()}
+            {'default'}
+        """
         with LOCK:
             entries = list(self._entries.values())
             for entry in entries:
@@ -120,7 +195,15 @@ class Registry:
         bring(entries)
 
     def uninstall(self) -> None:
-        """Turn everything off and put back the very objects that were there before; ``enable`` brings patches back."""
+        """Turn everything off and put back the very objects that were there before; ``enable`` brings patches back.
+
+        Examples:
+            >>> from peft.tuners.lora.bnb import Linear4bit
+            >>> original = Linear4bit.forward.__wrapped__
+            >>> qlora_bf16_patch.uninstall()
+            >>> Linear4bit.forward is original
+            True
+        """
         with LOCK:
             entries = list(self._entries.values())[::-1]
             for entry in entries:  # also the decisions of open blocks
@@ -129,7 +212,18 @@ class Registry:
                 pass  # a wrapper of ours that stood beneath another one of ours is free now
 
     def status(self) -> Statuses:
-        """Every patch with its state, reason and who decided: a list of :class:`Status`, which prints as a table."""
+        """Every patch with its state, reason and who decided.
+
+        Returns:
+            A list of ``Status``, in the order in which patches were registered; it prints as a table.
+
+        Examples:
+            >>> for row in qlora_bf16_patch.status()[:3]:
+            ...     print(row.name, row.state)
+            bitsandbytes.linear4bit active
+            bitsandbytes.linear8bit active
+            peft.lora.linear4bit active
+        """
         retry()
         with LOCK:
             rows = [
@@ -168,15 +262,8 @@ class Registry:
                 raise ValueError(f"a patch named {patch.name!r} is registered already")
             first = Decision(*self._environment.decide(patch.name, patch.default))
             installation = Installation(patch.name, self._environment.strict)
-            if self._strict_blocks:
-                self._make_strict(installation)
-            entry = self._entries[patch.name] = Entry(patch, first, installation, problem)
-            return entry
-
-    def _make_strict(self, installation: Installation) -> None:
-        if not installation.strict:
-            installation.strict = True
-            self._lenient.append(installation)
+            self._strictness.reach(installation)
+            return self._entries.setdefault(patch.name, Entry(patch, first, installation, problem))
 
     def _matching(self, patterns: tuple[str, ...], on: bool) -> Find:
         return lambda: matching(self._entries, self._environment, patterns, on)

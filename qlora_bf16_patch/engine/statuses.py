@@ -12,9 +12,24 @@ COLUMNS = ("name", "state", "reason", "decided_by", "version")
 
 
 class Statuses(Shown, list[Status]):
-    """The patches' rows; printed, or as the last line of a notebook's cell, a table with the notes beneath it."""
+    """The patches' rows; printed, or as the last line of a notebook's cell, a table with the notes beneath it.
+
+    Examples:
+        >>> print(str(qlora_bf16_patch.status()).splitlines()[1])
+        bitsandbytes.linear4bit  active  bitsandbytes.nn.modules:Linear4bit.forward is patched  default  ...
+    """
 
     def shown(self) -> tuple[list[Section], list[str]]:
+        """What the table is made of.
+
+        Returns:
+            A list of tables, each a title, names of columns and rows of words; and the lines beneath them.
+
+        Examples:
+            >>> ((title, columns, rows),), notes = qlora_bf16_patch.status().shown()
+            >>> columns
+            ('name', 'state', 'reason', 'decided_by', 'version')
+        """
         rows = [[str(getattr(row, column) or "") for column in COLUMNS] for row in self]
         notes = [f"{row.name}: {note}" for row in self for note in row.notes]
         return [("", COLUMNS, rows)], [*notes, *_what_can_go(self)]

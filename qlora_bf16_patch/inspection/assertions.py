@@ -31,8 +31,20 @@ class DtypeAssertionError(AssertionError):
     """Dtypes are not as they were asserted.
 
     Attributes:
-        failures: what the message tells, a row a module: :class:`~.expected.Wrong`, or :class:`~.observed.CastSeen`;
-            empty where an operation was refused.
+        failures: what the message tells, a row a module: ``Wrong``, or ``CastSeen``; empty where an operation was
+            refused.
+
+    Args:
+        message: what is wrong, and what to do.
+
+    Examples:
+        >>> from qlora_bf16_patch.inspection import DtypeAssertionError
+        >>> try:
+        ...     with qlora_bf16_patch.assert_dtypes(model):
+        ...         logits = model(**inputs).logits
+        ... except DtypeAssertionError as error:
+        ...     [str(one) for one in error.failures]
+        ['base_model.model.lm_head: linear has its input cast from float32 to bfloat16 by peft.boundary']
     """
 
     def __init__(self, message: str, failures: tuple[Wrong | CastSeen, ...] = ()) -> None:

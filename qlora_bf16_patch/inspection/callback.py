@@ -22,7 +22,7 @@ class AssertDtypes(TrainerCallback):
     ``callbacks=[...]``; one that is added later sees of an evaluation that stands alone all but its first batch.
 
     Args:
-        dtypes: as of :func:`qlora_bf16_patch.assert_dtypes`, and so are the next ones.
+        dtypes: as of ``qlora_bf16_patch.assert_dtypes``, and so are the next ones.
         compute: that 4-bit layers compute in.
         adapters: of adapters' parameters.
         allow_casts: whether the shim may cast.
@@ -32,9 +32,30 @@ class AssertDtypes(TrainerCallback):
         DtypeAssertionError: in ``Trainer.train`` or ``Trainer.evaluate``; the last look comes before a script can save.
         ValueError: ``every`` is no positive number; or from the start of the training, as ``assert_dtypes`` raises it.
 
-    Example:
+    Source:
+        ``TrainerCallback`` (transformers/trainer_callback.py), which says when each of the methods is called.
+
+    Examples:
+        >>> from transformers import Trainer, TrainingArguments
         >>> from qlora_bf16_patch.inspection import AssertDtypes
-        >>> trainer = Trainer(model, args, callbacks=[AssertDtypes({"*norm*": torch.float32})])  # doctest: +SKIP
+        >>> trainer = Trainer(
+        ...     model,
+        ...     TrainingArguments("out", max_steps=1, report_to=[], use_cpu=True, save_strategy="no"),
+        ...     train_dataset=[{"input_ids": input_ids[0], "labels": input_ids[0]}],
+        ...     callbacks=[AssertDtypes({"*norm": torch.bfloat16}, every=10)],
+        ... )
+        >>> trainer.train()
+        Traceback (most recent call last):
+            ...
+        qlora_bf16_patch.inspection.assertions.DtypeAssertionError: PeftModelForCausalLM has other dtypes than was
+        asserted:
+          base_model.model.model.layers.[0-1].input_layernorm (LlamaRMSNorm): weight is float32, not bfloat16, as
+          '*norm' asks, in 2 modules
+          base_model.model.model.layers.[0-1].post_attention_layernorm (LlamaRMSNorm): weight is float32, not bfloat16,
+          as '*norm' asks, in 2 modules
+          base_model.model.model.norm (LlamaRMSNorm): weight is float32, not bfloat16, as '*norm' asks
+        Load the model with `dtype=torch.bfloat16`, or cast the module after that, `module.to(torch.bfloat16)`;
+        prepare_model_for_kbit_training makes all that is not packed float32.
     """
 
     def __init__(

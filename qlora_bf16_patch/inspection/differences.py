@@ -19,6 +19,11 @@ class Difference:
         column: ``inputs``, ``weight``, ``compute``, ``autocast`` or ``outputs``; ``casts`` where one side alone casts.
         left: what it is in the first phase, in words.
         right: what it is in the second one.
+
+    Examples:
+        >>> trace.compare("training", "generation")[-1]
+        Difference(path='base_model.model.lm_head', module='Linear', column='casts', left='none',
+        right='linear input float32 to bfloat16')
     """
 
     path: str

@@ -48,6 +48,17 @@ class Wrong:
         wanted: those that would have done.
         said: the pattern or the keyword that asked for it.
         advice: what to do.
+
+    Examples:
+        >>> from qlora_bf16_patch.inspection import DtypeAssertionError
+        >>> try:
+        ...     qlora_bf16_patch.assert_dtypes(model, compute=torch.float16)
+        ... except DtypeAssertionError as error:
+        ...     wrong = error.failures[0]
+        >>> wrong.path, wrong.found, wrong.wanted, wrong.said
+        ('base_model.model.model.layers.0.self_attn.q_proj.base_layer', 'bfloat16', ('float16',), 'compute')
+        >>> wrong.advice
+        'Set `bnb_4bit_compute_dtype=torch.float16` in BitsAndBytesConfig.'
     """
 
     path: str

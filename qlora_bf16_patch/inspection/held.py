@@ -23,6 +23,13 @@ class Held:
         compute: dtype that a 4-bit layer is configured to compute in.
         parameters: dtypes of its own parameters but for the packed one, each once.
         trainable: dtypes of those that are trained, each once.
+
+    Examples:
+        >>> qlora_bf16_patch.report(model).held[-1]
+        Held(path='base_model.model.lm_head', module='Linear', weight='bfloat16', storage=None, compute=None,
+        parameters=('bfloat16',), trainable=())
+        >>> [one.storage for one in qlora_bf16_patch.report(model).held if one.path.endswith("layers.0.mlp.up_proj")]
+        ['uint8']
     """
 
     path: str

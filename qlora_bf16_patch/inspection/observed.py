@@ -19,6 +19,11 @@ class Ran:
         compute: dtype that a k-bit layer is configured to compute in.
         autocast: dtype of the autocast region around it.
         outputs: dtypes of its floating results, each once.
+
+    Examples:
+        >>> [*trace.ran][-1]
+        Ran(path='base_model.model.lm_head', module='Linear', phase='generation', inputs=('float32',),
+        weight='bfloat16', compute=None, autocast=None, outputs=('float32',))
     """
 
     path: str
@@ -38,13 +43,18 @@ class CastSeen:
     Attributes:
         path: of the innermost module around it.
         module: its class.
-        phase: as :class:`Ran` has it.
+        phase: as ``Ran`` has it.
         operation: torch's name of the operation that refused the dtypes.
         operand: which of its operands was cast.
         given: dtype of the operand.
         to: dtype that it was cast to.
         patch: the patch that cast it.
         needed: whether torch would have raised without it.
+
+    Examples:
+        >>> trace.mismatches()[0]
+        CastSeen(path='base_model.model.lm_head', module='Linear', phase='generation', operation='linear',
+        operand='input', given='float32', to='bfloat16', patch='peft.boundary', needed=True)
     """
 
     path: str
@@ -70,8 +80,18 @@ class Refused:
     Attributes:
         path: of the innermost module around it.
         module: its class.
-        phase: as :class:`Ran` has it.
+        phase: as ``Ran`` has it.
         message: the first line of what torch said.
+
+    Examples:
+        >>> with qlora_bf16_patch.disabled(), qlora_bf16_patch.trace(model) as trace:
+        ...     try:
+        ...         model(**inputs)
+        ...     except RuntimeError:
+        ...         pass
+        >>> [str(refused) for refused in trace.refused]
+        ['torch refused in base_model.model.lm_head: expected m1 and m2 to have the same dtype, but got: float !=
+        c10::BFloat16']
     """
 
     path: str

@@ -34,6 +34,13 @@ class Report(Saved):
         held: a row for each module with parameters of its own.
         findings: what to expect, in the order in which it matters.
         on_meta: how many parameters are meta tensors, which have dtypes and no values.
+
+    Examples:
+        >>> report = qlora_bf16_patch.report(model)
+        >>> report.model, report.program, report.on_meta
+        ('PeftModelForCausalLM', None, 0)
+        >>> [finding.kind for finding in report.findings]
+        ['mismatch', 'FSDP1', 'FSDP1', 'FSDP1']
     """
 
     FORMAT = "qlora_bf16_patch report 1"
@@ -50,11 +57,27 @@ class Report(Saved):
         self.held, self.findings = tuple(held), tuple(findings)
 
     def mismatches(self) -> list[Finding]:
-        """Those that the first call outside of autocast would find: of torch's own layers, and of adapters."""
+        """Those that the first call outside of autocast would find: of torch's own layers, and of adapters.
+
+        Returns:
+            Those of ``findings`` that are mismatches, and not only possible ones.
+
+        Examples:
+            >>> [(one.path, one.given, one.to) for one in qlora_bf16_patch.report(model).mismatches()]
+            [('base_model.model.lm_head', 'float32', 'bfloat16')]
+        """
         return [finding for finding in self.findings if finding.kind == "mismatch"]
 
     def spoken_mismatches(self) -> list[str]:
-        """Lines that tell of :meth:`mismatches`."""
+        """Lines that tell of ``mismatches()``.
+
+        Returns:
+            The lines; none where there is no mismatch.
+
+        Examples:
+            >>> qlora_bf16_patch.report(model).spoken_mismatches()[1]
+            '  base_model.model.lm_head (Linear): it is given float32 hidden states, and its weight is bfloat16'
+        """
         return list(spoken(self.mismatches()))
 
     def _fields(self) -> dict[str, Any]:
@@ -82,6 +105,16 @@ class Report(Saved):
         return page_of(self)
 
     def shown(self) -> tuple[list[Section], list[str]]:
+        """What the table is made of.
+
+        Returns:
+            A list of one table, which is a title, names of columns and rows of words; and the lines beneath it.
+
+        Examples:
+            >>> ((title, columns, rows),), lines = qlora_bf16_patch.report(model).shown()
+            >>> title, rows[-1]
+            ('PeftModelForCausalLM', ('   lm_head', 'Linear', 'bfloat16', '', '', 'bfloat16', '', '1'))
+        """
         return [self._section()], self._told()
 
     def __rich__(self) -> Any:

@@ -21,23 +21,67 @@ class Saved(Shown):
     FORMAT: ClassVar[str]
 
     def to_json(self, file: str | Path | None = None) -> str:
-        """All of it as JSON, written to ``file`` if one is given."""
+        """All of it as JSON, written to ``file`` if one is given.
+
+        Args:
+            file: where to.
+
+        Returns:
+            The text.
+
+        Raises:
+            OSError: there is no such folder, or the file cannot be written.
+
+        Examples:
+            >>> text = trace.to_json("trace.json")
+            >>> print(text[:39])
+            { "format": "qlora_bf16_patch trace 1"
+        """
         return _written(json.dumps({"format": self.FORMAT, **self._fields()}, indent=1), file)
 
     def to_html(self, file: str | Path | None = None) -> str:
         """A page of HTML, written to ``file`` if one is given.
 
         It is one file, loads nothing from elsewhere and needs no server.
+
+        Args:
+            file: where to.
+
+        Returns:
+            The text.
+
+        Raises:
+            OSError: there is no such folder, or the file cannot be written.
+
+        Examples:
+            >>> print(trace.to_html("trace.html")[:15])
+            <!doctype html>
         """
         return _written(self._page(), file)
 
     @classmethod
     def from_json(cls: type[T], source: str | Path) -> T:
-        """What :meth:`to_json` has returned, or the file that it has written, as an object again.
+        """What ``to_json`` has returned, or the file that it has written, as an object again.
+
+        Args:
+            source: the text, or where the file is.
+
+        Returns:
+            An object of this class.
 
         Raises:
             ValueError: it is no such JSON.
             OSError: there is no such file.
+
+        Examples:
+            >>> from qlora_bf16_patch.inspection import Report, Trace
+            >>> Trace.from_json(trace.to_json()).casts == trace.casts
+            True
+            >>> Report.from_json(trace.to_json())
+            Traceback (most recent call last):
+                ...
+            ValueError: the text is no report: ValueError: its format is 'qlora_bf16_patch trace 1'. Report.to_json
+            writes one.
         """
         is_text = isinstance(source, str) and source.lstrip().startswith("{")
         what = "the text" if is_text else str(source)
@@ -54,6 +98,17 @@ class Saved(Shown):
         Args:
             found: what was parsed.
             what: where it was found, for the error.
+
+        Returns:
+            An object of this class.
+
+        Raises:
+            ValueError: it is no such JSON.
+
+        Examples:
+            >>> import json
+            >>> type(trace).of(json.loads(trace.to_json()), "a text").phases
+            ('training', 'generation')
         """
         try:
             if found["format"] != cls.FORMAT:
@@ -73,7 +128,7 @@ class Saved(Shown):
 
     @classmethod
     def _made_of(cls: type[T], found: dict[str, Any]) -> T:
-        """An object of such JSON; what is wrong with it is one of the errors that :meth:`of` tells."""
+        """An object of such JSON; what is wrong with it is one of the errors that ``of`` tells."""
         raise NotImplementedError
 
     def _page(self) -> str:

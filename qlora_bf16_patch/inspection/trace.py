@@ -10,24 +10,21 @@ from typing import Any
 
 import torch
 
-from ..engine.tables import Section
 from ..hosts.given import expect_kbit_model
 from ..watching import events
 from ..watching.refusals import is_of_dtypes, modules_on
 from .calls import Call, Here
 from .casts import listening, paths_in, seen_in
-from .differences import Difference, differences, known_phase
 from .dtypes import autocast_around, compute_of, floating_dtypes, weight_of
 from .hooks import around_generate, hooked
-from .observed import CastSeen, Ran, Refused, from_row, text, to_row
+from .observed import Ran
+from .recorded import Recorded
 from .refused import note_of, passed
-from .saved import Saved
-from .table import COLUMNS, casts, refusals, remarks, rich_table, tables
 
 _traced: set[int] = set()
 
 
-class Trace(Saved):
+class Trace(Recorded):
     """A context manager that records the dtypes of every module of ``model`` that runs inside of it.
 
     It keeps no tensor and no module. The hooks make LoRA's layers take PEFT's own forward, with the same result, and
@@ -35,7 +32,7 @@ class Trace(Saved):
     bitsandbytes, PEFT and autocast cast themselves is in the dtypes of the modules.
 
     Args:
-        model: one with 4- or 8-bit layers.
+        model: one with 4- or 8-bit layers, whose inputs may be of any shapes and dtypes.
 
     Attributes:
         ran: how often each module ran with which dtypes, in which phase.
@@ -48,17 +45,23 @@ class Trace(Saved):
     Raises:
         TypeError: it is no module.
         ValueError: the model has no quantized layer.
+
+    Source:
+        ``Module.register_forward_hook`` with ``always_call`` (torch/nn/modules/module.py), and what patches cast.
+
+    Examples:
+        >>> [str(seen) for seen in trace.casts if seen.needed]
+        ['base_model.model.lm_head: linear has its input cast from float32 to bfloat16 by peft.boundary']
+        >>> [(seen.inputs, count) for seen, count in trace.ran.items() if seen.path == "base_model.model.lm_head"]
+        [(('float32',), 1), (('float32',), 2)]
+        >>> trace.never_ran, trace.refused, trace.error, trace.error_phase
+        ((), Counter(), None, None)
     """
 
     FORMAT = "qlora_bf16_patch trace 1"
 
     def __init__(self, model: torch.nn.Module | None = None) -> None:
-        self.ran: Counter[Ran] = Counter()
-        self.casts: Counter[CastSeen] = Counter()
-        self.refused: Counter[Refused] = Counter()
-        self.never_ran: tuple[str, ...] = ()
-        self.error: str | None = None
-        self.error_phase: str | None = None
+        super().__init__()
         self._phase: str | None = None
         self._model = model
         self._stack = contextlib.ExitStack()
@@ -106,76 +109,25 @@ class Trace(Saved):
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What runs inside of it has this phase, whatever it does."""
+        """What runs inside of it has this phase, whatever it does.
+
+        Args:
+            name: of the phase.
+
+        Returns:
+            A context manager; it gives nothing.
+
+        Examples:
+            >>> with qlora_bf16_patch.trace(model) as trace, trace.phase("probing"):
+            ...     logits = model(**inputs).logits
+            >>> trace.phases
+            ('probing',)
+        """
         before, self._phase = self._phase, name
         try:
             yield
         finally:
             self._phase = before
-
-    @property
-    def phases(self) -> tuple[str, ...]:
-        """Those that were seen, in order."""
-        rows: list[Ran | CastSeen] = [*self.ran, *self.casts]
-        return tuple(dict.fromkeys(row.phase for row in rows))
-
-    def mismatches(self) -> list[CastSeen]:
-        """The casts without which the model would have raised."""
-        return [cast for cast in self.casts if cast.needed]
-
-    def spoken_mismatches(self) -> list[str]:
-        """Lines that tell of :meth:`mismatches` and of ``refused``, one for those that are alike."""
-        return [*casts(self), *refusals(self)]
-
-    def compare(
-        self, left: str | None = None, right: str | None = None, other: Trace | None = None
-    ) -> list[Difference]:
-        """Where precision differs between two phases, by default the first two of this trace.
-
-        Args:
-            left: a phase of this one.
-            right: a phase of ``other``.
-            other: another trace; this one, if left out.
-
-        Raises:
-            ValueError: there is no such phase.
-        """
-        other = other or self
-        mine = known_phase(self, left, 0)
-        return differences(
-            self, mine, other, known_phase(other, right, 0 if other is not self and right is None else 1)
-        )
-
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "ran": [to_row(seen, count) for seen, count in self.ran.items()],
-            "casts": [to_row(seen, count) for seen, count in self.casts.items()],
-            "refused": [to_row(seen, count) for seen, count in self.refused.items()],
-            "never_ran": list(self.never_ran),
-            "error": self.error,
-            "error_phase": self.error_phase,
-        }
-
-    @classmethod
-    def _made_of(cls, found: dict[str, Any]) -> Trace:
-        trace = cls()
-        trace.ran.update(dict(from_row(Ran, row) for row in found["ran"]))
-        trace.casts.update(dict(from_row(CastSeen, row) for row in found["casts"]))
-        trace.refused.update(dict(from_row(Refused, row) for row in found.get("refused", ())))
-        trace.never_ran = tuple(map(text, found["never_ran"]))
-        trace.error, trace.error_phase = (found.get(one) and text(found[one]) for one in ("error", "error_phase"))
-        return trace
-
-    def _page(self) -> str:
-        from .page.of_trace import page_of
-
-        return page_of(self)
-
-    def shown(self) -> tuple[list[Section], list[str]]:
-        return [(phase, COLUMNS, rows) for phase, rows in tables(self)], remarks(self)
-
-    def __rich__(self) -> Any:
-        return rich_table(self)
 
     def _entered(self, path: str, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():

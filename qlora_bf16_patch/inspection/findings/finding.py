@@ -27,6 +27,13 @@ class Finding:
         operation: of a mismatch, torch's name of the operation that refuses.
         given: the dtype that it is given.
         to: the dtype that it computes in.
+
+    Examples:
+        >>> finding = qlora_bf16_patch.report(model).findings[0]
+        >>> finding.kind, finding.operation, finding.given, finding.to
+        ('mismatch', 'linear', 'float32', 'bfloat16')
+        >>> finding.what
+        'it is given float32 hidden states, and its weight is bfloat16'
     """
 
     path: str

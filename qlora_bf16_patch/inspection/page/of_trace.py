@@ -10,7 +10,7 @@ from .page import to_html
 from .rows import Dtypes, Mark, Seen
 
 if TYPE_CHECKING:
-    from ..trace import Trace
+    from ..recorded import Recorded
 
 _MEANINGS = {
     "cast": "cast by the layer's patch to what it computes in",
@@ -19,7 +19,7 @@ _MEANINGS = {
 }
 
 
-def page_of(trace: Trace) -> str:
+def page_of(trace: Recorded) -> str:
     """A column for each phase; casts are outlined, and what torch refused, or would have, is so heavily."""
     refused = (one.phase for one in trace.refused)
     columns = tuple(dict.fromkeys(filter(None, (*trace.phases, *refused, trace.error_phase))))
@@ -35,7 +35,7 @@ def page_of(trace: Trace) -> str:
     )
 
 
-def _seen(trace: Trace, model: str) -> Iterator[Seen]:
+def _seen(trace: Recorded, model: str) -> Iterator[Seen]:
     for ran, count in trace.ran.items():
         dtypes = Dtypes(ran.inputs, ran.weight, ran.compute, ran.autocast, ran.outputs)
         yield Seen(ran.path, ran.module, ran.phase, dtypes, count)
@@ -50,7 +50,7 @@ def _seen(trace: Trace, model: str) -> Iterator[Seen]:
         yield Seen(path if path != model else "", "", trace.error_phase, Mark("refused", message, heavy=True))
 
 
-def _autocast(trace: Trace) -> dict[str, str | None]:
+def _autocast(trace: Recorded) -> dict[str, str | None]:
     """For each phase the autocast of the innermost module that all the others are inside of.
 
     The outermost one may be called outside of it: accelerate puts autocast around the ``forward``, inside of the call.
