@@ -89,14 +89,14 @@ def guard(model: torch.nn.Module) -> torch.nn.Module:
         RuntimeError: torch's own, from a model that was not taken in.
 
     Source:
-        With PEFT there is no need of it: ``BaseTuner.inject_adapter`` (peft/tuners/tuners_utils.py), which every
-        adapter passes, does the same. Without one the mismatch is that of huggingface/transformers#29974.
+        With PEFT there is no need of it: ``BaseTuner.inject_adapter`` (peft/tuners/tuners_utils.py) and
+        ``PeftModel.add_adapter`` (peft/peft_model.py) take a model in. What torch refuses is huggingface/peft#1515.
 
     Examples:
         >>> from bitsandbytes.nn import Linear4bit
         >>> classifier = torch.nn.Sequential(
         ...     Linear4bit(64, 64, compute_dtype=torch.bfloat16), torch.nn.Linear(64, 2, dtype=torch.bfloat16)
-        ... ).to(model.device)
+        ... ).to("cpu")
         >>> with torch.no_grad():
         ...     classifier(torch.randn(1, 4, 64))
         Traceback (most recent call last):

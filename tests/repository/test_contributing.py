@@ -1,7 +1,8 @@
-"""The patch in CONTRIBUTING.md, installed as a third party's, does as it says, and is kept out as SECURITY.md says."""
+"""The patch of docs/extending.md does as it says, as a third party's and as one of ours; SECURITY.md's door is shut."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +10,10 @@ import pytest
 
 from .packages import ROOT, build, unpacked
 
-# Files of the example are blocks whose first line is a path.
-FILE = re.compile(r"^```(?:python|toml)\n# (\S+\.\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+# Files of the example are blocks whose first line is a path; a part of one says where it belongs.
+FILE = re.compile(r"^```(?:python|toml)\n# (\S+\.\w+)(?:, in \w+)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TEXT = (ROOT / "docs/extending.md").read_text()
+OURS = (ROOT / "CONTRIBUTING.md").read_text()
 MODULE = "kbit_embeddings.embedding4bit"
 
 
@@ -71,3 +73,37 @@ print("kbit_embeddings" in sys.modules, [row.state for row in qlora_bf16_patch.s
 )
 def test_the_door_for_foreign_code_is_shut_by_the_kill_switch_alone(example, environ, printed):
     assert python(example, "-c", DOOR.format(MODULE), **environ).stdout == f"{printed}\n"
+
+
+ASKED = """
+import bitsandbytes, qlora_bf16_patch
+from qlora_bf16_patch.doctor.needed import answers, sentence
+from qlora_bf16_patch.patches import CATALOGUE
+patch = next(patch for patch in CATALOGUE if patch.name == "bitsandbytes.embedding4bit")
+row = next(row for row in qlora_bf16_patch.status() if row.name == patch.name)
+print(f"{row.name}: {row.state}: {row.reason}")
+print(sentence(patch, row.version, answers(patch)))
+"""
+
+
+def words(text):
+    """As they stand in any line, with any release of the library."""
+    return re.sub(r"bitsandbytes [\d.]+", "bitsandbytes X", " ".join(text.split()))
+
+
+def test_it_becomes_one_of_ours_as_contributing_tells(tmp_path):
+    shutil.copytree(ROOT / "qlora_bf16_patch", tmp_path / "qlora_bf16_patch")
+    files = dict(FILE.findall(OURS))
+    files["qlora_bf16_patch/patches/embedding4bit.py"] = dict(FILE.findall(TEXT))["kbit_embeddings/embedding4bit.py"]
+    catalogue = tmp_path / "qlora_bf16_patch/patches/__init__.py"
+    place = "CATALOGUE: tuple[Patch, ...] = (\n"
+    before = catalogue.read_text()
+    assert place in before
+    files["qlora_bf16_patch/patches/__init__.py"] = before.replace(
+        place, place + files[catalogue.relative_to(tmp_path).as_posix()]
+    )
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    result = python((tmp_path, tmp_path), "-c", ASKED)
+    assert result.stdout.count("\n") == 2, result.stderr
+    assert words(result.stdout) in words(OURS), result.stdout
