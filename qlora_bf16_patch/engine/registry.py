@@ -16,8 +16,7 @@ from .installation import Installation
 from .patch import Patch, Status
 from .plugins import loaded
 from .statuses import Statuses
-from .strictness import Strictness
-from .switching import Find, block, matching, switch
+from .switching import Find, Strictness, block, matching, switch
 from .wrapping import LOCK
 
 logger = logging.getLogger("qlora_bf16_patch")

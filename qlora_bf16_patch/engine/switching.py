@@ -1,15 +1,16 @@
-"""What ``enable``, ``disable`` and their blocks do: decisions about registered patches."""
+"""What ``enable``, ``disable``, their blocks and those of ``strict`` do to registered patches."""
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from .arrival import bring
 from .entry import Decision, Entry
 from .environment import Environment, UnknownPatchError, canonical
+from .installation import Installation
 from .wrapping import LOCK
 
 logger = logging.getLogger("qlora_bf16_patch")
@@ -65,6 +66,35 @@ def block(find: Find, on: bool, force: bool) -> Iterator[None]:
             for entry in entries:
                 entry.layers.pop(token, None)
         bring(entries)
+
+
+class Strictness:
+    """How many blocks of ``strict`` are open, and what they have made strict. Its fields are used under the lock."""
+
+    def __init__(self) -> None:
+        self._blocks = 0
+        self._lenient: list[Installation] = []  # those that were not strict before
+
+    def reach(self, installation: Installation) -> None:
+        """Make it strict, too, where a block is open."""
+        if self._blocks and not installation.strict:
+            installation.strict = True
+            self._lenient.append(installation)
+
+    @contextlib.contextmanager
+    def block(self, find: Callable[[], Iterable[Installation]]) -> Iterator[None]:
+        """Open one, in which what ``find`` gives is strict."""
+        with LOCK:
+            self._blocks += 1
+            for installation in find():
+                self.reach(installation)
+        try:
+            yield
+        finally:
+            with LOCK:
+                self._blocks -= 1
+                while self._lenient and not self._blocks:
+                    self._lenient.pop().strict = False
 
 
 def _decide(entry: Entry, on: bool, force: bool) -> str | None:

@@ -199,7 +199,9 @@ def as_before(names, tmp_path, monkeypatch):
 
 @each
 def test_an_example_prints_what_it_shows(thing, names, as_before):
-    example = doctest.DocTestParser().get_doctest(inspect.getdoc(thing), dict(names), thing.__class__.__name__, None, 0)
+    example = doctest.DocTestParser().get_doctest(
+        inspect.getdoc(thing), dict(names), getattr(thing, "__qualname__", ""), None, 0
+    )
     told = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert runner.run(example, out=told.append).failed == 0, "".join(told)
