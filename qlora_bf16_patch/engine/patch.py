@@ -141,7 +141,7 @@ class Status:
         version: of the patch's library, None where it is not installed.
         summary: what the patch does.
         notes: what the patch noticed while it ran.
-        reports: as in :class:`Patch`, and so are the next two.
+        reports: as in ``Patch``, and so are the next two.
         pull_requests: upstream.
         mended_in: the release with which the patch can go.
 

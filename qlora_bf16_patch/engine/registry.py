@@ -13,9 +13,9 @@ from .entry import Decision, Entry, Problem
 from .environment import Environment, canonical
 from .imports import retry
 from .installation import Installation
-from .patch import Patch, Status
+from .patch import Patch
 from .plugins import loaded
-from .statuses import Statuses
+from .statuses import Statuses, status_of
 from .switching import Find, Strictness, block, matching, switch
 from .wrapping import LOCK
 
@@ -231,18 +231,7 @@ class Registry:
             ]
         found = {name: versions.installed(name) for name in {patch.distribution for patch, *_ in rows}}
         return Statuses(
-            Status(
-                patch.name,
-                state,
-                reason,
-                by,
-                found[patch.distribution],
-                patch.summary,
-                notes,
-                patch.reports,
-                patch.pull_requests,
-                patch.mended_in,
-            )
+            status_of(patch, state, reason, by, found[patch.distribution], notes)
             for patch, state, reason, by, notes in rows
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .patch import Status
+from .patch import Patch, Status
 from .tables import Section, Shown
 from .versions import reaches
 
@@ -35,7 +35,15 @@ class Statuses(Shown, list[Status]):
         return [("", COLUMNS, rows)], [*notes, *_what_can_go(self)]
 
     def upstream(self) -> Upstream:
-        """When each patch can go, and the upstream threads: another table."""
+        """When each patch can go, and its upstream threads.
+
+        Returns:
+            Another table, which prints as this one does.
+
+        Examples:
+            >>> print(str(qlora_bf16_patch.status().upstream()).splitlines()[1])
+            bitsandbytes.linear4bit  ...  not yet  ...
+        """
         return Upstream(self)
 
 
@@ -72,3 +80,9 @@ def _what_can_go(rows: Sequence[Status]) -> list[str]:
 
 def _threads(references: Iterable[str]) -> str:
     return " ".join(reference.rpartition("/")[2] for reference in references)
+
+
+def status_of(patch: Patch, state: str, reason: str, by: str, version: str | None, notes: tuple[str, ...]) -> Status:
+    """What is told of one patch."""
+    upstream = patch.reports, patch.pull_requests, patch.mended_in
+    return Status(patch.name, state, reason, by, version, patch.summary, notes, *upstream)

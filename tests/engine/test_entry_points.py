@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from .conftest import make_registry, says_patched
+from .registries import make_registry, says_patched
 
 
 @dataclasses.dataclass

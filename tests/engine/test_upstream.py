@@ -8,7 +8,7 @@ import pytest
 from qlora_bf16_patch.engine.patch import Status
 from qlora_bf16_patch.engine.statuses import Statuses, can_go
 
-from .conftest import make_registry
+from .registries import make_registry
 
 
 def row(name="a.patch", version="1.2", **fields):

@@ -13,7 +13,7 @@ import pytest
 import qlora_bf16_patch
 from qlora_bf16_patch import inspection
 
-from .conftest import ROOT
+from .packages import ROOT
 
 PAGE = (ROOT / "docs/api.md").read_text()
 OURS = "qlora_bf16_patch."

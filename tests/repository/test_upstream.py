@@ -11,7 +11,7 @@ from qlora_bf16_patch.engine.statuses import Statuses
 from qlora_bf16_patch.patches import CATALOGUE
 
 from ..pages import line
-from .conftest import ROOT
+from .packages import ROOT
 
 PAGE = (ROOT / "docs/upstream.md").read_text()
 THREAD = re.compile(
