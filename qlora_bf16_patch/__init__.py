@@ -48,7 +48,7 @@ __all__ = [
     "trace",
     "uninstall",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The kill switch is read before anything that could raise.
 _plugins = () if _is_killed(_os.environ) else _find("qlora_bf16_patch.patches")
