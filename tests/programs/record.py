@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.versions.processes import ROOT, about, told
+from toys.programs import make
 
-from . import toys
 from .observed.observed import AUTOCAST, FILE
 from .settings import PROGRAMS, TOY, Setting
 
@@ -58,7 +58,7 @@ def main() -> int:
     observe_every_start()
     RECORDS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        toys.make(Path(folder, TOY))
+        make(Path(folder, TOY))
         for name in settings:
             if options.only and name not in options.only:
                 continue

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .observed.observed import BF16
 
-# TOY stands for the folder that toys.py makes; a run's own folder is its working directory.
+# TOY stands for the folder that toys/programs.py makes; a run's own folder is its working directory.
 TOY = "toy"
 
 
