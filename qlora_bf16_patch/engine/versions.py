@@ -20,10 +20,11 @@ def refusal(patch: Patch, version: str | None) -> str | None:
     if not patch.requires or version is None:
         return None
     from packaging.specifiers import SpecifierSet  # here, since it takes as long as half of wrapt to import
-    from packaging.version import InvalidVersion
+    from packaging.version import InvalidVersion, Version
 
     try:
-        fits = SpecifierSet(patch.requires).contains(version, prereleases=True)
+        # Given the text, packaging 26 says that no range has it, where older ones raise (specifiers.py, contains).
+        fits = SpecifierSet(patch.requires).contains(Version(version), prereleases=True)
     except InvalidVersion:
         return None
     return None if fits else f"requires {patch.distribution}{patch.requires}, found {version}"
