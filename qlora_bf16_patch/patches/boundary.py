@@ -27,7 +27,7 @@ from ..watching.events import PATH
 from ..watching.running import here
 from ..watching.watch import Watch
 from . import torch_layers
-from .injection import after_injection, each_module, left_alone, safely
+from .injection import after_injection, left_alone, safely
 from .linear4bit import warn_of_float32
 
 NAME = "peft.boundary"
@@ -61,7 +61,7 @@ def watch_of(installation: Installation) -> Watch:
         _watches[installation] = Watch(
             NAME,
             mark,
-            is_kbit_layer,
+            _is_layer,
             stores_floats,
             lambda asked, answered: PackedWeights(asked, answered).handlers,
             lambda: installation.strict,
@@ -71,9 +71,9 @@ def watch_of(installation: Installation) -> Watch:
 
 def take_in(model: nn.Module, installation: Installation) -> None:
     """Give a k-bit model what notices new kinds of call, and torch's own layers in it their forwards."""
-    layers = [module for _, module in each_module(model, installation) if _is_layer(module)]
+    layers = [module for module in model.modules() if _is_layer(module)]
     inside, entries = {part for layer in layers for part in layer.modules()}, set(_entries(model))
-    for path, module in each_module(model, installation):
+    for path, module in model.named_modules():
         try:
             if is_4bit(module):
                 warn_of_float32(installation, module)
@@ -93,7 +93,7 @@ def take_in(model: nn.Module, installation: Installation) -> None:
 def _is_layer(module: nn.Module) -> bool:
     try:
         return is_kbit_layer(module)
-    except Exception:  # told where its turn comes
+    except Exception:  # a tuner layer that cannot say what it is around: it was told (injection.py, kbit_tuners)
         return False
 
 

@@ -42,23 +42,22 @@ def safely(take_in: TakeIn, model: torch.nn.Module, installation: Installation) 
     try:
         if not is_kbit_model(model):
             return
-        training.share_record(model, [module for module in model.modules() if is_kbit_tuner(module)])
+        training.share_record(model, kbit_tuners(model, installation))
         take_in(model, installation)
     except Exception as error:
         left_alone(installation, type(model).__name__, error)
 
 
-def each_module(model: torch.nn.Module, installation: Installation) -> Iterator[tuple[str, torch.nn.Module]]:
-    """``named_modules()``, each once; what cannot be listed is left alone."""
-    modules = model.named_modules()
-    while True:
+def kbit_tuners(model: torch.nn.Module, installation: Installation) -> Iterator[torch.nn.Module]:
+    """The tuner layers around k-bit layers; one that cannot say what it is around is left alone."""
+    for path, module in model.named_modules():
         try:
-            yield next(modules)
-        except StopIteration:
-            return
+            wanted = is_kbit_tuner(module)
         except Exception as error:
-            left_alone(installation, type(model).__name__, error)
-            return
+            left_alone(installation, path, error)
+            continue
+        if wanted:
+            yield module
 
 
 def left_alone(installation: Installation, path: str, error: Exception) -> None:

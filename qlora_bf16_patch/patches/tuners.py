@@ -16,7 +16,7 @@ import torch
 from ..engine.installation import Installation, call_shadowed
 from ..hosts.bitsandbytes import activations, compute_dtype
 from ..hosts.own_backward import has_own_backward
-from ..hosts.peft import adapter_dtypes, is_kbit_tuner, with_writable_base
+from ..hosts.peft import adapter_dtypes, with_writable_base
 from ..numerics import training
 from ..numerics.autocast import NOTHING, autocast_if_off, without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
@@ -24,7 +24,7 @@ from ..numerics.mode import CastOnMismatch
 from ..watching.events import heard, listeners
 from ..watching.running import within_gradients
 from .computed import tell_computed
-from .injection import after_injection, each_module, left_alone
+from .injection import after_injection, kbit_tuners
 
 # They have patches of their own.
 _LORA = ("peft.tuners.lora.bnb",)
@@ -44,14 +44,7 @@ def take_in(model: torch.nn.Module, installation: Installation) -> None:
 
 def other_tuners(model: torch.nn.Module, installation: Installation) -> Iterator[torch.nn.Module]:
     """The tuner layers around k-bit layers that are not LoRA's."""
-    for path, module in each_module(model, installation):
-        try:
-            wanted = is_kbit_tuner(module) and type(module).__module__ not in _LORA
-        except Exception as error:
-            left_alone(installation, path, error)
-            continue
-        if wanted:
-            yield module
+    return (module for module in kbit_tuners(model, installation) if type(module).__module__ not in _LORA)
 
 
 @functools.cache
