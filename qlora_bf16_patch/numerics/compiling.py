@@ -13,7 +13,7 @@ from torch.overrides import _get_current_function_mode_stack
 from .mode import CastOnMismatch, is_on
 
 
-def trace_attributes_without_modes() -> None:
+def trace_attributes_without_modes() -> None:  # pragma: no cover: Dynamo traces it, and Python never runs it
     """For the frame that is being compiled: no function mode is asked when an attribute of a tensor is read.
 
     Under a mode Dynamo recurses for ever when ``shape``, ``dtype`` or ``device`` of a subclass with a
@@ -61,7 +61,7 @@ def leave_uncompiled(code: CodeType, with_what_it_calls: bool = True) -> None:
     from torch._dynamo import eval_frame, types
 
     theirs: Any = types
-    if hasattr(eval_frame, "set_code_exec_strategy"):  # torch 2.7
+    if hasattr(eval_frame, "set_code_exec_strategy"):  # pragma: no branch: torch 2.7 has it first
         skip = theirs.FrameAction.SKIP
         strategy = theirs.FrameExecStrategy(skip, skip if with_what_it_calls else theirs.FrameAction.DEFAULT)
         eval_frame.set_code_exec_strategy(code, strategy)
@@ -89,7 +89,7 @@ def _reads_an_attribute() -> bool:
     return sys._getframe(3).f_code.co_name == "var_getattr"
 
 
-def source_of(x: torch.Tensor) -> torch.Tensor | None:
+def source_of(x: torch.Tensor) -> torch.Tensor | None:  # pragma: no cover: Dynamo traces it
     """The floating tensor that was cast to the integers ``x`` while Dynamo traced; None where no mode saw it.
 
     A packed weight's storage dtype is an integer, and a model that casts activations to it truncates them. Which cast

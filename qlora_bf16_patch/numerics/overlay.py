@@ -22,7 +22,7 @@ def overlay(module: _Module, **attributes: Any) -> _Module:
     # Not cls.__new__(cls): FSDP2's class builds an object of the class that it replaced (torch 2.13.0,
     # distributed/fsdp/_fully_shard/_fully_shard.py, FSDPModule.__new__).
     other: Any = object.__new__(type(module))
-    if torch.compiler.is_compiling() and not _UPDATES:
+    if torch.compiler.is_compiling() and not _UPDATES:  # pragma: no cover: torch 2.10 and older
         for name in _names(module):
             other.__dict__[name] = module.__dict__[name]
         for name in attributes:
@@ -37,7 +37,7 @@ def overlay(module: _Module, **attributes: Any) -> _Module:
 _UPDATES = torch.__version__ >= "2.13"  # a TorchVersion
 
 
-def _names(module: Any) -> tuple[str, ...]:
+def _names(module: Any) -> tuple[str, ...]:  # pragma: no cover: torch 2.10 and older
     """The names in an object's ``__dict__``, as a constant of the code that is traced."""
     from torch._dynamo.comptime import comptime
 
@@ -46,7 +46,7 @@ def _names(module: Any) -> tuple[str, ...]:
     return names
 
 
-def _list(context: Any) -> None:
+def _list(context: Any) -> None:  # pragma: no cover: torch 2.10 and older
     from torch._dynamo.variables import ConstantVariable, TupleVariable
 
     variables: Any = context._ComptimeContext__tx.symbolic_locals

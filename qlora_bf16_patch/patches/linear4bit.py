@@ -56,7 +56,7 @@ def _computed(original: Any, installation: Installation, layer: Any, x: torch.Te
     if not compiling and listeners:
         tell_bias(installation, layer, untouched)
     result: torch.Tensor = original(untouched, x)
-    if overwrites and compiling:
+    if overwrites and compiling:  # pragma: no cover: Dynamo traces it
         state.dtype = dequantized
     return result
 

@@ -95,7 +95,7 @@ def why_not_mended(error: Exception, hindrance: str | None, got_past: bool) -> s
 
 
 def add_note(error: Exception, text: str) -> None:
-    if hasattr(error, "add_note"):  # Python 3.11
+    if hasattr(error, "add_note"):  # pragma: no branch: Python 3.11 has it first
         error.add_note(text)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 KIND = "compiled"
 
 
-def tell_while_tracing(
+def tell_while_tracing(  # pragma: no cover: Dynamo traces it
     record: Record | Patching, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, module: Any = None
 ) -> None:
     """Tell a cast that Dynamo is about to trace. It looks these up by their names, at the time of the trace.

@@ -73,7 +73,7 @@ class Watch:
         asked = functools.partial(self._asked, module, marks, kind)
         return CastOnMismatch(asked, self._handlers(asked, self._answers))
 
-    def while_compiling(self) -> contextlib.AbstractContextManager[Any]:
+    def while_compiling(self) -> contextlib.AbstractContextManager[Any]:  # pragma: no cover: Dynamo traces it
         """The mode, once. Dynamo traces it at no cost at run time, and has no frames to read."""
         if is_on():
             return contextlib.nullcontext()

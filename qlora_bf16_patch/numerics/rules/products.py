@@ -32,9 +32,9 @@ def _added(func: Any, operands: Tensors) -> Dtypes:
 
 def _added_on_gpus(func: Any, args: Args, kwargs: Kwargs) -> bool:
     """CUDA casts the addend by itself (seen with torch 2.11 on an H200)."""
-    if device_of(args, kwargs) == "cpu":
-        return cast_on_gpus(func, args, kwargs)
-    return cast_on_gpus(func, [operand(args, kwargs, at, name) for at, name in ((1, "mat"), (2, "vec"))], {})
+    if device_of(args, kwargs) != "cpu":  # pragma: no cover: on a GPU
+        return cast_on_gpus(func, [operand(args, kwargs, at, name) for at, name in ((1, "mat"), (2, "vec"))], {})
+    return cast_on_gpus(func, args, kwargs)
 
 
 def _of_vectors(func: Any, args: Args, kwargs: Kwargs) -> bool:

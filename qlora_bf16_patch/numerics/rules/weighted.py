@@ -27,7 +27,7 @@ def _norm(func: Any, args: Args, kwargs: Kwargs) -> bool:
     if not mixed(func, args, kwargs):
         return False
     x, *others = floating((*args, *kwargs.values()))
-    if x.device.type != "cpu" and func in (_F.layer_norm, _F.group_norm):
+    if x.device.type != "cpu" and func in (_F.layer_norm, _F.group_norm):  # pragma: no cover: on a GPU
         return not autocast_is_on(x.device.type)
     return x.dtype not in HALF or any(other.dtype != torch.float32 for other in others)
 

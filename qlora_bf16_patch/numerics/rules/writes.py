@@ -37,7 +37,7 @@ def _joins(func: Any, args: Args, kwargs: Kwargs) -> bool:
 
 def _copies(func: Any, args: Args, kwargs: Kwargs) -> bool:
     """On CPU autocast casts the operands of an ``index_copy`` as it does those of a join (torch 2.13.0)."""
-    if device_of(args, kwargs) not in (None, "cpu"):
+    if device_of(args, kwargs) not in (None, "cpu"):  # pragma: no cover: on a GPU
         return mixed(func, args, kwargs)
     return mixed_outside_autocast(func, args, kwargs) or not_autocasts(func, args, kwargs)
 
