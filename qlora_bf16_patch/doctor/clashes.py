@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from packaging.requirements import Requirement
-from packaging.version import InvalidVersion
+from packaging.version import InvalidVersion, Version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,6 @@ def _met(release: str, versions: Mapping[str, str]) -> bool:
     wanted = Requirement(release)
     version = re.sub(r"\+.*", "", versions.get(wanted.name) or "")
     try:
-        return bool(version) and wanted.specifier.contains(version, prereleases=True)
+        return bool(version) and wanted.specifier.contains(Version(version), prereleases=True)
     except InvalidVersion:
         return False
