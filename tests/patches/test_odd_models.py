@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -127,3 +128,13 @@ def test_a_linear_layer_that_is_given_no_activations_says_what_torch_says(ids):
     with pytest.raises(RuntimeError) as patched:
         model(torch.randn(2, 64))
     assert str(patched.value) == str(plain.value)
+
+
+def test_inputs_that_the_user_wants_uncast_are_mended_where_torch_refuses_them():
+    model, x = lora_model(adapter_dtype=BF16, toy=Toy(head=False)), torch.randn(2, 64)
+    with disable_input_dtype_casting(model):
+        with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match="dtype"):
+            model(x)
+        result = model(x)
+    assert result.dtype == F32
+    result.sum().backward()
