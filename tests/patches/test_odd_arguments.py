@@ -1,5 +1,6 @@
 """A first call that failed is run again only where all that it may have changed can be put back; else it says so."""
 
+import copy
 from collections import deque
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from qlora_bf16_patch.watching import rewind
+from qlora_bf16_patch.watching.kinds import kind_of
 
 from .conftest import Toy, lora_model
 
@@ -76,3 +78,15 @@ def test_what_is_too_large_to_be_kept_is_not_put_back(call, monkeypatch):
     written = torch.zeros(4)
     assert_told_once_and_mended_then(call, written, [torch.zeros(10), torch.zeros(10), torch.zeros(10)])
     assert written.tolist() == [2] * 4
+
+
+@pytest.mark.parametrize("flag", [True, None, [torch.ones(1)], (1, "two")], ids=["bool", "None", "list", "tuple"])
+@pytest.mark.parametrize("by", ["position", "keyword"])
+def test_a_flag_is_a_part_of_the_kind_of_call(flag, by):
+    x = torch.ones(1, 2)
+
+    def kind(value):
+        return kind_of(nn.Identity(), *(((x, value), {}) if by == "position" else ((x,), {"flag": value})))
+
+    assert kind(flag) == kind(copy.copy(flag))
+    assert len({kind(value) for value in (flag, False, [torch.ones(1).bfloat16()], (1,))}) == 4

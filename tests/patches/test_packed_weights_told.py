@@ -69,28 +69,3 @@ def test_strict_mode_refuses_it_with_the_patchs_name(kind, said, strict):
     with pytest.raises(CastRefused) as refused, torch.no_grad():
         model(torch.randn(2, 64))
     assert f"{said} by peft.boundary" in str(refused.value)
-
-
-class Flagged(nn.Module):
-    """It computes in float32 where it is told to, by an argument that is no tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate = nn.Parameter(torch.eye(64, dtype=torch.bfloat16))
-
-    def forward(self, x, *flags):
-        return x @ self.gate if flags[0] else x.bfloat16() @ self.gate
-
-
-class GivenFlags(Model):
-    def forward(self, x, *flags):
-        return self.part(x, *flags)
-
-
-@pytest.mark.parametrize("flags", [(True, None), ([torch.ones(1)],), ((1, "two"), True)], ids=["bool", "list", "tuple"])
-def test_a_branch_that_a_flag_by_position_takes_is_found_and_mended(flags):
-    model = lora_model(toy=GivenFlags(Flagged()))
-    x = torch.randn(2, 64)
-    assert model(x, False).dtype == torch.bfloat16  # a first call, in which nothing is refused
-    for _ in range(2):
-        assert model(x, *flags).dtype == torch.float32
