@@ -3,7 +3,7 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test coverage sweep bench matrix matrix-check engines cuda torch engine programs docs lint package demo clean
+.PHONY: test quick sweep bench matrix matrix-check engines cuda torch engine programs docs lint package demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -11,16 +11,14 @@ QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRE
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,cli,matrix,docs]'
 	touch $@
 
+# On every core; a file's tests stay together, since some share what is slow to make.
+PYTEST = pytest -n auto --dist loadfile --no-loadscope-reorder
+# With COVERAGE=1 the branches that are taken are counted, in the processes that the tests start as well; fails below 95 %.
+# A line's reason to be left out is in it, or in setup.cfg.
 test: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
-
-# The tests with the branches that they take counted, in the processes that they start as well; fails below 95 %.
-# Not on the emulated GPU, which runs a part of them once more. A line's reason to be left out is in it, or in setup.cfg.
-coverage: .venv/installed
-	rm -rf build/coverage && mkdir -p build/coverage
-	HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest --ignore tests/cuda/test_emulated.py $(TESTS)
-	$(BIN)/python -m coverage combine --quiet
-	$(BIN)/python -m coverage report
+	$(if $(COVERAGE),rm -rf build/coverage && mkdir -p build/coverage)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m $(if $(COVERAGE),coverage run -m )$(PYTEST) $(TESTS)
+	$(if $(COVERAGE),$(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

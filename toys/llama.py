@@ -86,6 +86,7 @@ def llama(shape: Shape, recipe: str) -> Any:
             QLoRA script's cast loop), ``agreeing`` (everything in bf16: the floor).
     """
     model: Any = quantized(shape, bnb_4bit_use_double_quant=True)
+    torch.manual_seed(1)  # of the adapters
     if recipe in ("kbit", "qlora"):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")

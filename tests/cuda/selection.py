@@ -32,7 +32,8 @@ class Outcome:
 def outcomes(device: str, tests: list[str], *options: str, minutes: float = 60) -> dict[str, Outcome]:
     """What came of these tests, by file, on a device (see ``toys/devices.py``), in a process of their own."""
     found = {file.partition("::")[0]: Outcome() for file in tests}
-    for case in cases(*options, *tests, minutes=minutes, TEST_DEVICE=device):
+    # No branches are counted there: these tests are run on the CPU as well.
+    for case in cases(*options, *tests, minutes=minutes, TEST_DEVICE=device, COVERAGE_PROCESS_CONFIG=""):
         outcome = found[case.module.replace(".", "/") + ".py"]
         outcome.passed += case.kind == "passed"
         if case.kind == "failed":

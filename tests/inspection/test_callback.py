@@ -64,7 +64,7 @@ def test_other_dtypes_fail_before_the_first_step_with_the_shim_and_without(model
     for patched in (True, False):
         trainer = trainer_of(model, tmp_path, AssertDtypes({"*norm*": BF16}))
         with qlora_bf16_patch.enabled() if patched else qlora_bf16_patch.disabled():
-            with pytest.raises(DtypeAssertionError, match=r"layers.\[0-1\].input_layernorm .*weight is float32"):
+            with pytest.raises(DtypeAssertionError, match=r"layers.0.input_layernorm .*weight is float32"):
                 trainer.train()
         assert steps(trainer) == 0
 

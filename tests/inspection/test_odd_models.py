@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import qlora_bf16_patch
-
-from ..patches.conftest import Toy, linear4bit, lora_model
+from toys.layers import linear4bit
+from toys.models import Toy, lora_model
 
 X = torch.randn(2, 64)
 HEAD = "base_model.model.head"

@@ -8,8 +8,7 @@ import torch
 from qlora_bf16_patch.inspection.program import ProgramTrace
 from qlora_bf16_patch.inspection.trace import Trace
 from qlora_bf16_patch.watching import events
-
-from ..patches.conftest import lora_model
+from toys.models import lora_model
 
 X = torch.randn(2, 64)
 

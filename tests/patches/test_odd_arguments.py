@@ -10,8 +10,7 @@ from torch import nn
 
 from qlora_bf16_patch.watching import rewind
 from qlora_bf16_patch.watching.kinds import kind_of
-
-from .conftest import Toy, lora_model
+from toys.models import Toy, lora_model
 
 
 class Changes(nn.Module):

@@ -9,8 +9,8 @@ from torch import nn
 
 import qlora_bf16_patch
 from qlora_bf16_patch.patches import injection
-
-from .conftest import Model, Toy, linear4bit, lora_model
+from toys.layers import linear4bit
+from toys.models import Model, Toy, lora_model
 
 F32, BF16 = torch.float32, torch.bfloat16
 LORA = {"r": 4, "target_modules": ["proj"]}

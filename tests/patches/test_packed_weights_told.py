@@ -7,8 +7,8 @@ from torch import nn
 
 import qlora_bf16_patch
 from qlora_bf16_patch.watching.events import CastRefused
-
-from .conftest import Model, linear4bit, lora_model
+from toys.layers import linear4bit
+from toys.models import Model, lora_model
 
 
 class Part(nn.Module):

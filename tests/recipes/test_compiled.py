@@ -73,16 +73,17 @@ def test_no_graph_no_recompilation_and_no_operation_more_than_unpatched(run, rec
         operations = []
         backend = aten(operations)
         result = run(model, torch.compile(model, fullgraph=True, backend=backend))
-        assert torch.equal(result, run(model, model))
-        return backend.frame_count, operations
+        return backend.frame_count, operations, result
 
-    graphs, operations = measured()
+    graphs, operations, result = measured()
+    assert torch.equal(result, run(model, model))
     if recipe == "qlora" and run is decode:
         with unpatched(), pytest.raises(RuntimeError, match="dtype"):
             measured()
         return
     with unpatched():
-        graphs_unpatched, operations_unpatched = measured()
+        # Compiled upstream adds up its float32 products in another order: not to the bit.
+        graphs_unpatched, operations_unpatched, _ = measured()
     assert graphs <= graphs_unpatched
     assert len(operations) == len(operations_unpatched) > 0
     if run is decode:  # no clone, and the adapters' products in two dimensions

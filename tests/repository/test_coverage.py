@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from .conftest import ROOT
+from .packages import ROOT
 
 TEXT = (ROOT / "setup.cfg").read_text()
 SETTINGS = configparser.ConfigParser(interpolation=None)
