@@ -3,7 +3,7 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test quick sweep bench matrix matrix-check engines cuda torch engine programs docs lint package demo clean
+.PHONY: test quick sweep bench matrix matrix-check can-go engines cuda torch engine programs docs lint package demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -56,6 +56,11 @@ CHECKED = transformers-4.51 transformers-4.57 newest
 matrix-check: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/nox -s $(foreach stack,$(CHECKED),"matrix($(stack))") -- \
 		--check --only status failure contracts --contracts linear4bit linear8bit lora older_transformers
+
+# Whether a patch can go with what pip gives today: of each the defect is run, unpatched
+can-go: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/nox -s "matrix(newest)" -- --check --only status
+	HF_HUB_OFFLINE=1 .venv/matrix/matrix-newest/bin/python -m pytest -o filterwarnings=default tests/doctor/test_needed.py
 
 # Engines of more than one process; one of them: make engines ENGINE=ZeRO-3
 engines: .venv/installed

@@ -11,8 +11,7 @@ import qlora_bf16_patch
 from qlora_bf16_patch import at_end, trace_file
 from qlora_bf16_patch.commands import parser, run, status
 from qlora_bf16_patch.run import variables
-
-from .patches.conftest import Toy
+from toys.models import Toy
 
 ROW = {"name": "a.patch", "state": "active", "reason": "on", "decided_by": "default", "version": "1", "summary": ""}
 

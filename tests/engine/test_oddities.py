@@ -12,7 +12,7 @@ from qlora_bf16_patch.engine.installation import Installation
 from qlora_bf16_patch.engine.patch import Patch
 from qlora_bf16_patch.engine.statuses import Statuses
 
-from .conftest import make_registry
+from .registries import make_registry
 
 
 @pytest.mark.parametrize("name", ["Fake.layer", "fake-layer", " fake.layer"])

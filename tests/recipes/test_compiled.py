@@ -82,7 +82,7 @@ def test_no_graph_no_recompilation_and_no_operation_more_than_unpatched(run, rec
             measured()
         return
     with unpatched():
-        # Compiled upstream adds up its float32 products in another order: not to the bit.
+        # Compiled, upstream alone is not always to the bit what it is in eager mode.
         graphs_unpatched, operations_unpatched, _ = measured()
     assert graphs <= graphs_unpatched
     assert len(operations) == len(operations_unpatched) > 0

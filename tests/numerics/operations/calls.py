@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, get_testing_overrides, resolve_name
+from torch.testing._internal import common_utils
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils import _pytree as pytree
 
 from toys import devices
+
+# It walks the stack for the test of torch's own that asks for a sample, a tenth of a second under pytest each time.
+common_utils.extract_test_fn = lambda: None
 
 _SAMPLES = 3  # of each operation, of different kinds
 _LARGEST = 5000  # elements of an operand
