@@ -3,7 +3,7 @@ BIN = .venv/bin
 # The demo's steps are not to drown in third parties' advice on a toy.
 QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 
-.PHONY: test quick sweep bench matrix matrix-check can-go engines cuda torch engine programs docs lint package demo clean
+.PHONY: test quick sweep sweep-check bench matrix matrix-check can-go engines cuda torch engine programs docs lint package demo clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -12,18 +12,27 @@ QUIET = PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRE
 	touch $@
 
 # On every core; a file's tests stay together, since some share what is slow to make.
+SELECTION = tests/recipes/test_sweep_selection.py
 PYTEST = pytest -n auto --dist loadfile --no-loadscope-reorder
 # With COVERAGE=1 the branches that are taken are counted, in the processes that the tests start as well; fails below 95 %.
 # A line's reason to be left out is in it, or in setup.cfg.
 test: .venv/installed
 	$(if $(COVERAGE),rm -rf build/coverage && mkdir -p build/coverage)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m $(if $(COVERAGE),coverage run -m )$(PYTEST) $(TESTS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m $(if $(COVERAGE),coverage run -m )$(PYTEST) --ignore $(SELECTION) $(TESTS)
 	$(if $(COVERAGE),$(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# For who changes a line, under a minute: each patch on real layers, the watch, what is told; no process, compiler or sweep.
+QUICK = tests/engine tests/numerics/test_mode.py tests/test_rooms.py tests/repository/test_api.py \
+	$(patsubst %,tests/patches/test_%.py,linear4bit linear8bit lora boundary attention watching run_again checkpointing) \
+	$(patsubst %,tests/inspection/test_%.py,trace report assertions casts) tests/recipes/test_late.py
+quick: .venv/installed
+	$(BIN)/ruff check --quiet .
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m $(PYTEST) --quiet $(QUICK)
 
 # The sdist and the wheel, in dist/, as pip builds them
 package: .venv/installed
@@ -35,6 +44,10 @@ cuda: .venv/installed
 
 sweep: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m sweep
+
+# An architecture of each kind
+sweep-check: .venv/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SELECTION)
 
 bench: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks

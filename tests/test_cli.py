@@ -70,8 +70,10 @@ def test_checked_its_exit_status_is_0_only_where_what_is_on_is_in_place(tmp_path
 
 def test_the_console_script_is_the_same():
     script = os.path.join(os.path.dirname(sys.executable), "qlora-bf16-patch")
-    result = subprocess.run([script, "status", "--json"], capture_output=True, text=True, timeout=300)
-    assert [row["name"] for row in json.loads(result.stdout)] == [patch.name for patch in CATALOGUE]
+    environ = {**os.environ, "COLUMNS": "200"}
+    result = subprocess.run([script, "status", "--help"], capture_output=True, text=True, timeout=300, env=environ)
+    assert (result.returncode, result.stdout) == (0, python("-m", "qlora_bf16_patch", "status", "--help").stdout)
+    assert "usage: qlora-bf16-patch status" in result.stdout
 
 
 @pytest.mark.parametrize("library", ["bitsandbytes", "peft", "torch"])

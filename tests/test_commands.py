@@ -10,6 +10,8 @@ from rich.console import Console
 import qlora_bf16_patch
 from qlora_bf16_patch import at_end, trace_file
 from qlora_bf16_patch.commands import parser, run, status
+from qlora_bf16_patch.engine.patch import Status
+from qlora_bf16_patch.engine.statuses import Statuses
 from qlora_bf16_patch.run import variables
 from toys.models import Toy
 
@@ -21,7 +23,7 @@ def test_on_a_terminal_the_status_is_a_table_with_the_notes_beneath_it(monkeypat
     terminal = Console(file=shown, width=60, force_terminal=True, no_color=True, color_system=None)
     monkeypatch.setattr(status, "console", lambda: terminal)
     note = "a note with [brackets] that is longer than the terminal is wide, and is not folded"
-    status._table([{**ROW, "notes": (note,)}])
+    status._table(Statuses([Status(**ROW, notes=(note,))]))
     assert "┃ name    ┃ state  ┃ reason ┃ decided_by ┃ version ┃" in shown.getvalue()
     assert "│ a.patch │ active │ on     │ default    │ 1       │" in shown.getvalue()
     assert shown.getvalue().endswith(f"a.patch: {note}\n")

@@ -1,4 +1,4 @@
-"""A selection of the sweep (``make sweep``): an architecture of each kind, under the recipes of its family.
+"""A selection of the sweep (``make sweep``): an architecture of each kind, under recipes of its family.
 
 The runs are made by the sweep's own worker process, whose third parties' warnings are not this project's.
 """
@@ -43,6 +43,9 @@ SELECTION = {
     "diffusers": ["FluxTransformer2DModel"],
     "hub": ["hub.Rotary", "hub.Experts", "hub.Scattered", "hub.RecurrentHead", "hub.CastInHelper", "hub.Checkpointed"],
 }
+# Of the language models these are prepared in every way, the others in those whose dtypes differ most.
+IN_EVERY_WAY = ("LlamaForCausalLM", "MixtralForCausalLM", "T5ForConditionalGeneration")
+SOME = ("qlora", "eager", "float32")
 ARCHITECTURES = [(family, name) for family, names in SELECTION.items() for name in names]
 
 
@@ -52,7 +55,8 @@ def sweep():
 
     @functools.cache
     def runs(family, architecture):
-        recipes = RECIPES_OF.get(family, FEW)
+        some = family == "language" and architecture not in IN_EVERY_WAY
+        recipes = SOME if some else RECIPES_OF.get(family, FEW)
         return [run for recipe in recipes for run in worker.run(architecture, recipe, (False, True))]
 
     yield runs

@@ -6,12 +6,14 @@ import doctest
 import inspect
 import pkgutil
 import re
+import sys
 import textwrap
 
 import pytest
 
 import qlora_bf16_patch
 from qlora_bf16_patch import inspection
+from qlora_bf16_patch.inspection import advice
 
 from .packages import ROOT
 
@@ -187,6 +189,8 @@ def names():
 def as_before(names, tmp_path, monkeypatch):
     """Files are written elsewhere, and after it patches and modes are what they were."""
     monkeypatch.chdir(tmp_path)
+    for program in advice.PROGRAMS:  # another test may have imported one, and advice is in its words then
+        monkeypatch.delitem(sys.modules, program, raising=False)
     registry = qlora_bf16_patch._registry
     known = {patch.name for patch in registry.patches()}
     yield
