@@ -90,7 +90,7 @@ docs: .venv/installed
 
 demo: .venv/installed
 	@echo '== without the shim: training goes on, and every generate() of the callback fails'
-	-@$(QUIET) $(BIN)/python examples/generate_in_callback.py
+	@$(QUIET) $(BIN)/python examples/generate_in_callback.py || true
 	@echo '== with the shim'
 	@$(QUIET) $(BIN)/python examples/generate_in_callback.py --shim
 

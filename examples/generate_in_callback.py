@@ -40,6 +40,7 @@ dtype = torch.bfloat16 if bf16 else torch.float16
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 checkpoint = tempfile.mkdtemp()
+torch.manual_seed(0)
 LlamaForCausalLM(
     LlamaConfig(
         vocab_size=320,
@@ -74,6 +75,7 @@ for name, module in model.named_modules():
             module.to(torch.bfloat16)
 
 failures = 0
+PROMPT = torch.randint(3, 300, (1, 6), device=device)
 
 
 class GenerateAfterStep(TrainerCallback):
@@ -83,7 +85,7 @@ class GenerateAfterStep(TrainerCallback):
         model.eval()
         try:
             with torch.no_grad():
-                tokens = model.generate(input_ids=torch.randint(3, 300, (1, 6), device=device), max_new_tokens=4)
+                tokens = model.generate(input_ids=PROMPT, max_new_tokens=4, do_sample=False)
             print(f"step {state.global_step}: generated {tuple(tokens.shape)}")
         except RuntimeError as error:
             failures += 1

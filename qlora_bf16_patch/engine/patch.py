@@ -15,6 +15,9 @@ Factory = Callable[[Any, "Installation"], Callable[..., Any]]
 """``factory(original, installation)`` returns the plain function that takes the place of ``original``."""
 
 
+_TUPLES = ("reports", "pull_requests")
+
+
 class Unsupported(Exception):
     """Upstream lacks the shape that a patch relies on. A factory raises it; its text is the reason in the status.
 
@@ -77,9 +80,18 @@ class Patch:
     tested: str = ""
     default: bool = True
     reports: tuple[str, ...] = ()
+    promises: str = ""
     pull_requests: tuple[str, ...] = ()
     mended_in: str = ""
-    promises: str = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, wanted = getattr(self, field.name), field.type
+            fits = isinstance(value, str) and field.name not in _TUPLES
+            if field.name in _TUPLES or field.name == "attribute":
+                fits = fits or (isinstance(value, tuple) and all(isinstance(one, str) for one in value))
+            if not fits and wanted != "bool" and not (field.name == "load" and callable(value)):
+                raise TypeError(f"{field.name} of the patch {self.name!r} is to be {wanted}, not {value!r}")
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,4 @@
-"""``make coverage``: what is left out of the count says why, and nothing is left out that is not there any more."""
+"""``make test COVERAGE=1``: what is left out of the count says why, and is still there."""
 
 import configparser
 import re

@@ -1,4 +1,4 @@
-"""Each row of docs/failures.md has a test that is marked with it, and fails without the shim.
+"""Each row of docs/failures.md has tests that are marked with it, and of which one fails without the shim.
 
 ``pytest -m "failure(row=14)"`` runs those of one row. A row that is out of reach says so, and has none.
 """

@@ -79,3 +79,13 @@ def test_the_hooks_of_pre_commit_are_what_lint_runs():
     entries = [hook["entry"].removesuffix(" --force-exclude") for hook in local["hooks"]]
     assert len(entries) == len(steps)
     assert all(step.startswith(entry) for entry, step in zip(entries, steps, strict=True))
+
+
+def test_every_target_that_is_named_has_a_rule():
+    makefile = (ROOT / "Makefile").read_text()
+    rules = set(re.findall(r"^([a-z-]+):(?!=)", makefile, re.MULTILINE))
+    (phony,) = re.findall(r"^.PHONY: (.*)", makefile, re.MULTILINE)
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    told = {name for page in pages for name in re.findall(r"(?:^    |`)make ([a-z-]+)", page.read_text(), re.MULTILINE)}
+    assert {*phony.split()} == rules
+    assert told and told <= rules
