@@ -1,14 +1,20 @@
 from toys import devices  # isort: skip  # before torch
 
 import textwrap
+from pathlib import Path
 
+import peft  # noqa: F401  # it loads the patches' modules; a test that is the first to import one would be in its way
 import pytest
 
 import qlora_bf16_patch
 from toys import cpu  # noqa: F401
 
+HERE = Path(__file__).parent
+
 
 def pytest_collection_modifyitems(items):
+    # Files here start processes and take longest: first, so that no core waits for the last of them.
+    items.sort(key=lambda item: item.path.parent != HERE)
     for item in items:
         mark = item.get_closest_marker("cpu")
         if devices.MISSING:

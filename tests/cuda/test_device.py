@@ -110,10 +110,11 @@ def test_layers_without_a_kernel_in_common_with_the_cpu_run_and_train(dtype):
 
 
 @pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
-def test_recurrent_layers_compute_what_the_cpus_do(cell, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def test_recurrent_layers_compute_what_the_cpus_do(cell):
     layer, x = cell(8, 8), torch.randn(2, 4, 8)
-    torch.testing.assert_close(layer(x)[0].cpu(), copy.deepcopy(layer).cpu()(x.cpu())[0], atol=1e-4, rtol=1e-4)
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        result = layer(x)[0]
+    torch.testing.assert_close(result.cpu(), copy.deepcopy(layer).cpu()(x.cpu())[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import qlora_bf16_patch
+from qlora_bf16_patch.patches import boundary
 from qlora_bf16_patch.watching.events import CastRefused
 from toys.layers import linear4bit
 from toys.models import Model, lora_model
@@ -52,8 +53,8 @@ SAID = {
 
 @pytest.mark.parametrize(("kind", "said"), SAID.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_what_is_done_with_a_packed_weight_is_told_as_such(kind, said, caplog, monkeypatch):
-    # Notes are bounded, and other tests have made some.
-    monkeypatch.setattr(qlora_bf16_patch._registry.installation("peft.boundary"), "notes", {})
+    # The status shows the first eight, and other tests have made some.
+    monkeypatch.setattr(boundary.watch_of(qlora_bf16_patch._registry.installation(boundary.NAME)).record, "casts", {})
     part = kind()
     model = lora_model(toy=Model(part))
     packed = part.layer.weight.data.view(torch.uint8).clone()

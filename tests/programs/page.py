@@ -37,7 +37,7 @@ by the command above as well, with the same losses, casts and texts.
     echo 'import qlora_bf16_patch' > switched_on/sitecustomize.py
     PYTHONPATH=$PWD/switched_on llamafactory-cli train sft.yaml
 
-The shim loads no library by itself, so this costs other programs 1.35 times `import wrapt` ([cost](cost.md)). Its
+The shim loads no library by itself, so this costs other programs 1.34 times `import wrapt` ([cost](cost.md)). Its
 switches work as ever: `QLORA_BF16_PATCH_LOG=info` tells where something is cast, `QLORA_BF16_PATCH=off` is off. Where
 the system has a `sitecustomize` of its own (Ubuntu's writes reports of crashes), the folder's takes its place.
 """

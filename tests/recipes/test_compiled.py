@@ -13,7 +13,7 @@ import qlora_bf16_patch
 from toys.conditions import unpatched
 from toys.llama import TOY, checkpoint, llama
 
-RECIPES = ["plain", "kbit", "qlora"]
+RECIPES = ["plain", "qlora"]
 
 # Third parties about each other, and Inductor about a machine without its favourite instructions.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
