@@ -51,6 +51,15 @@ CONDITIONS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 }
 
 
+def counted(run: Callable[[], Any], condition: str) -> Counter:
+    """What ``run`` dispatches under a condition, entered for this run alone."""
+    with CONDITIONS[condition]():
+        run()  # some keep what their first call computes
+    with CONDITIONS[condition](), Counter() as counter:
+        run()
+    return counter
+
+
 def _storages(values: Iterable[Any]) -> Iterator[torch.UntypedStorage]:
     """Those of dense tensors; a sparse one has none."""
     for value in values:

@@ -36,7 +36,6 @@ LLAMA_3_8B = Shape(32, 4096, 14336, 32, 8, 128256)
 def checkpoint(shape: Shape = TOY) -> tempfile.TemporaryDirectory[str]:
     """A Llama's, in bfloat16; its folder lives as long as the process."""
     folder = tempfile.TemporaryDirectory()
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
@@ -47,7 +46,8 @@ def checkpoint(shape: Shape = TOY) -> tempfile.TemporaryDirectory[str]:
         max_position_embeddings=8192,
         dtype=torch.bfloat16,
     )
-    with torch.device(devices.TYPE):
+    with torch.random.fork_rng(), torch.device(devices.TYPE):  # what is drawn next is the same at the first call
+        torch.manual_seed(0)
         model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder.name)
     return folder

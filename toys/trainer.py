@@ -8,10 +8,9 @@ from . import devices  # isort: skip  # before torch
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback
 
-from .llama import quantized
+from .llama import qlora_script, quantized
 
 IDS = torch.arange(3, 9, device=devices.TYPE)[None]
 
@@ -30,13 +29,12 @@ def prepared(dtype: torch.dtype, checkpointing: bool | None = None) -> Any:
             model, use_gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": checkpointing}
         )
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and dtype == torch.bfloat16:
-            module.to(torch.bfloat16)
-        if "norm" in name:
-            module.to(torch.float32)
-        if ("lm_head" in name or "embed_tokens" in name) and hasattr(module, "weight"):
-            module.to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    if dtype == torch.bfloat16:
+        qlora_script(model)
+    else:
+        for name, module in model.named_modules():
+            if any(part in name for part in ("norm", "lm_head", "embed_tokens")):
+                module.float()
     return model
 
 

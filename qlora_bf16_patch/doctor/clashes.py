@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 
 from packaging.requirements import Requirement
-from packaging.version import InvalidVersion, Version
+
+from ..engine.versions import within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,4 @@ def found(versions: Mapping[str, str], has_gpu: bool) -> list[Clash]:
 def _met(release: str, versions: Mapping[str, str]) -> bool:
     wanted = Requirement(release)
     version = re.sub(r"\+.*", "", versions.get(wanted.name) or "")
-    try:
-        return bool(version) and wanted.specifier.contains(Version(version), prereleases=True)
-    except InvalidVersion:
-        return False
+    return bool(within(version, str(wanted.specifier)))

@@ -9,7 +9,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from ..engine.versions import installed
+from ..engine.versions import installed, within
 from ..patches import CATALOGUE
 
 NAME = "qlora-bf16-patch"
@@ -39,7 +39,7 @@ def _unmet(one: Any, found: Any, wanted: Collection[str]) -> list[str]:
     return [
         f"asks for {ask.name}{ask.specifier}, found {installed(ask.name) or 'none'}"
         for ask in _asks(one, found, absent=True)
-        if ask.name in wanted and not ask.specifier.contains(installed(ask.name) or "0", prereleases=True)
+        if ask.name in wanted and not within(installed(ask.name) or "0", str(ask.specifier))
     ]
 
 

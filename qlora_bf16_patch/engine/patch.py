@@ -15,7 +15,22 @@ Factory = Callable[[Any, "Installation"], Callable[..., Any]]
 """``factory(original, installation)`` returns the plain function that takes the place of ``original``."""
 
 
-_TUPLES = ("reports", "pull_requests")
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(_is_text, value))
+
+
+# What a field may hold, by its annotation.
+_FITS: dict[str, Callable[[object], bool]] = {
+    "str": _is_text,
+    "tuple[str, ...]": _are_texts,
+    "str | tuple[str, ...]": lambda value: _is_text(value) or _are_texts(value),
+    "str | Callable[[], Factory]": lambda value: _is_text(value) or callable(value),
+    "bool": lambda value: True,
+}
 
 
 class Unsupported(Exception):
@@ -86,12 +101,9 @@ class Patch:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, wanted = getattr(self, field.name), field.type
-            fits = isinstance(value, str) and field.name not in _TUPLES
-            if field.name in _TUPLES or field.name == "attribute":
-                fits = fits or (isinstance(value, tuple) and all(isinstance(one, str) for one in value))
-            if not fits and wanted != "bool" and not (field.name == "load" and callable(value)):
-                raise TypeError(f"{field.name} of the patch {self.name!r} is to be {wanted}, not {value!r}")
+            value = getattr(self, field.name)
+            if not _FITS[str(field.type)](value):
+                raise TypeError(f"{field.name} of the patch {self.name!r} is to be {field.type}, not {value!r}")
 
     @property
     def targets(self) -> tuple[tuple[str, str], ...]:

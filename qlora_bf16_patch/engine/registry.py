@@ -69,7 +69,7 @@ class Registry:
         patch, problem = loaded(point)
         try:
             bring([self._add(patch, problem)])
-        except ValueError as error:  # another patch has the name
+        except Exception as error:  # another patch has the name, say
             logger.warning("the entry point %s is left out: %s", point.name, error)
 
     def enable(self, *names: str, force: bool = False) -> None:

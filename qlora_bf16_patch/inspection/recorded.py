@@ -102,7 +102,7 @@ class Recorded(Saved):
         recorded = cls()
         recorded.ran.update(dict(from_row(Ran, row) for row in found["ran"]))
         recorded.casts.update(dict(from_row(CastSeen, row) for row in found["casts"]))
-        recorded.refused.update(dict(from_row(Refused, row) for row in found["refused"]))
+        recorded.refused.update(dict(from_row(Refused, row) for row in found.get("refused", ())))
         recorded.never_ran = tuple(map(text, found["never_ran"]))
         recorded.error, recorded.error_phase = (found.get(one) and text(found[one]) for one in ("error", "error_phase"))
         return recorded

@@ -12,7 +12,7 @@ from qlora_bf16_patch.engine.installation import Installation
 from qlora_bf16_patch.patches import linear8bit
 from qlora_bf16_patch.watching import events
 from qlora_bf16_patch.watching.events import CastRefused
-from toys.layers import hidden_states, kbit
+from toys.layers import hidden_states, kbit, short
 from toys.methods import Recipe
 from toys.models import lora_model
 
@@ -55,10 +55,6 @@ class Dispatched(TorchDispatchMode):
                 if "qlora_bf16_patch/" in innermost():
                     self.ours.add(dtypes)
         return result
-
-
-def short(dtype):
-    return str(dtype).removeprefix("torch.")
 
 
 def innermost():

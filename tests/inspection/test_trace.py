@@ -143,6 +143,12 @@ def test_what_is_no_trace_is_told(text, tmp_path):
         Trace.from_json(tmp_path / "none.json")
 
 
+def test_a_trace_of_before_refusals_were_told_is_read():
+    found = json.loads(Trace().to_json())
+    del found["refused"]
+    assert not Trace.from_json(json.dumps(found)).refused
+
+
 def deep(found):
     return "[" * 200_000
 

@@ -5,19 +5,14 @@ import functools
 import pytest
 import torch
 
-from toys.conditions import CONDITIONS, Counter
+from toys.conditions import CONDITIONS, Counter, counted
 from toys.layers import kbit, linear4bit
 from toys.methods import adapted, methods
 from toys.models import lora_layer, lora_model
 
 
 def operations(run, condition):
-    """How many operations ``run`` dispatches under a condition of the benchmarks, entered for this run alone."""
-    with CONDITIONS[condition]():
-        run()  # some keep what their first call computes
-    with CONDITIONS[condition](), Counter() as counter:
-        run()
-    return counter.operations
+    return counted(run, condition).operations
 
 
 def without_gradients(layer, dtype):

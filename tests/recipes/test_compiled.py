@@ -11,7 +11,7 @@ from transformers import StaticCache
 
 import qlora_bf16_patch
 from toys.conditions import unpatched
-from toys.llama import TOY, checkpoint, llama
+from toys.llama import TOY, llama
 
 RECIPES = ["plain", "qlora"]
 
@@ -95,7 +95,6 @@ def test_no_graph_no_recompilation_and_no_operation_more_than_unpatched(run, rec
 def test_a_checkpoint_stays_in_its_graph_and_what_is_run_again_draws_the_same_dropout():
     def gradients():
         torch._dynamo.reset()
-        checkpoint(TOY)  # is made once, and sets the seed
         torch.manual_seed(0)  # of adapters and dropout
         model = llama(TOY, "plain").train()  # seen to train for the first time while Dynamo traces
         model.config.use_cache = False

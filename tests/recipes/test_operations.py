@@ -5,19 +5,11 @@ import functools
 import pytest
 import torch
 
-from toys.conditions import CONDITIONS, Counter
+from toys.conditions import counted
 from toys.llama import TOY, generate, llama, step
 
 # Third parties about each other: checkpointing under a new name, generation's defaults.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-
-
-def counted(run, condition):
-    with CONDITIONS[condition]():
-        run()
-    with CONDITIONS[condition](), Counter() as counter:
-        run()
-    return counter
 
 
 @pytest.mark.parametrize("recipe", ["plain", "kbit", "qlora"])
