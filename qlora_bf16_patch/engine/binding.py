@@ -1,15 +1,16 @@
-"""Our functions as the forward of single objects, so that the other objects of their class pay nothing.
+"""Our callables as the forward of single objects, so that the other objects of their class pay nothing.
 
-An object gets a bound method as an instance attribute, and beside it, in :data:`SHADOWED`, what each binding shadows.
-Both are plain values: ``copy.deepcopy`` binds them to the copy, and a pickle holds the methods' name alone, so it loads
-without this package; the loaded object has its class' own forward there.
+A :class:`Bound` is an instance attribute and refers to its object weakly: an object that nobody uses is freed at once.
+``copy.deepcopy`` binds the copy; a pickle (dill's and cloudpickle's, too) holds the name of the class' own forward, so
+it loads without this package, and the loaded object is not bound.
 """
 
 from __future__ import annotations
 
+import copy
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from .wrapping import LOCK, current, outermost, upstream
@@ -17,83 +18,155 @@ from .wrapping import LOCK, current, outermost, upstream
 if TYPE_CHECKING:
     from .installation import Installation
 
-# On a bound object: by the installation's name, the callable that its binding shadows on this object, None for the
-# class' own forward. It is replaced, never written to, since a shallow copy of the object shares it.
-SHADOWED = "_qlora_bf16_patch_shadowed"
-# accelerate calls the method that it found and keeps in `_old_forward` (hooks.py, add_hook_to_module).
+# accelerate keeps the method that it found in `_old_forward`, and calls it (hooks.py, add_hook_to_module).
 FORWARDS = ("_old_forward", "forward")
 
-_NOTHING: dict[str, Any] = {}
-_binders: weakref.WeakKeyDictionary[Any, Installation] = weakref.WeakKeyDictionary()  # by the function that they bound
-_known: weakref.WeakSet[Any] = weakref.WeakSet()  # objects that were bound in this process
 _rebound: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()  # attribute to kept function
 
-Place = tuple[str, str]  # ("", attribute of the object) or (SHADOWED, name of the installation that shadows)
 
+class Bound:
+    """The forward of one object. A subclass has a ``__call__`` that calls ``below``, else the class' own forward.
 
-def call_shadowed(installation: Installation, instance: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call what the installation's binding shadows: another binding, another party's forward, else the class'.
+    Args:
+        installation: of the patch.
+        instance: must be hashable by identity and weakly referable, as modules are.
 
-    Reads of plain dicts alone: it is on a hot path, and Dynamo traces it.
+    Attributes:
+        installation: of the patch.
+        instance: gives the object, None where it is gone.
+        below: what this one is put over, a callable that takes no object; None where that is the class' own forward,
+            a method.
     """
-    shadowed = instance.__dict__.get(SHADOWED, _NOTHING).get(installation.name)
-    return type(instance).forward(instance, *args, **kwargs) if shadowed is None else shadowed(*args, **kwargs)
+
+    # inspect.getsourcefile, which torch.jit.script calls, takes what isinstance calls a function, a method or a frame.
+    # Not a function or a method: cloudpickle would save it by value, and accelerate would call its `__func__`.
+    __class__ = property(lambda self: types.FrameType)
+    f_code = property(lambda self: self.__wrapped__.__code__)
+
+    def __init__(self, installation: Installation, instance: Any) -> None:
+        self.installation = installation
+        self.instance: Callable[[], Any] = weakref.ref(instance)
+        self.shadowed: Any = None  # what stood in the object's __dict__; None for nothing
+        self.below: Any = None
+
+    def put_over(self, shadowed: Any) -> None:
+        """Remember what this one shadows on the object; None for the class' own forward."""
+        cls: Any = type(self.instance())
+        own = current(cls, "forward")
+        takes_no_object = isinstance(own, (staticmethod, classmethod)) or not hasattr(type(own), "__get__")
+        self.shadowed = shadowed
+        self.below = cls.forward if shadowed is None and takes_no_object else shadowed
+
+    def is_like(self, other: Bound) -> bool:
+        """Whether both do the same on one object."""
+        return type(self) is type(other)
+
+    @property
+    def __self__(self) -> Any:
+        return self.instance()
+
+    @property
+    def __wrapped__(self) -> Any:
+        """What this one stands for: ``inspect.signature`` and torch.jit.script look here."""
+        instance = self.instance()
+        own = current(type(instance), "forward")
+        return own.__get__(instance, type(instance)) if self.below is None else self.below
+
+    def __getattr__(self, name: str) -> Any:
+        # Not `__func__`: accelerate would call the class' own function instead of this (prepare_model).
+        if name in ("__func__", "__wrapped__") or "instance" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.__wrapped__, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        instance = copy.deepcopy(self.instance(), memo)  # the one that is being made
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, instance=weakref.ref(instance))
+        other.put_over(copy.deepcopy(self.shadowed, memo))
+        with LOCK:
+            self.installation.bound[instance] = other
+        return other
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.instance(), "forward")
 
 
-def shadows(installation: Installation, instance: Any) -> bool:
-    """Whether there is more beneath the installation's binding than the class' own forward."""
-    return instance.__dict__.get(SHADOWED, _NOTHING).get(installation.name) is not None
+class Function(Bound):
+    """A plain function whose first argument is the object; it calls what it shadows with :func:`call_shadowed`."""
+
+    def __init__(self, installation: Installation, instance: Any, function: Callable[..., Any]) -> None:
+        super().__init__(installation, instance)
+        self.function = function
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.instance(), *args, **kwargs)
+
+    def is_like(self, other: Bound) -> bool:
+        return isinstance(other, Function) and other.function is self.function
 
 
-def bind(installation: Installation, instance: Any, function: Callable[..., Any]) -> None:
-    """See :meth:`Installation.bind`."""
-    function.__name__ = "forward"  # a pickle of a bound method holds this name
+def call_shadowed(installation: Installation, instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Call what the installation's binding shadows: another binding, another party's forward, else the class'."""
+    own = instance.__dict__.get("forward")
+    if type(own) is not Function or own.installation is not installation:  # beneath another one
+        own = installation.bound.get(instance)
+    below = None if own is None else own.below
+    return type(instance).forward(instance, *args, **kwargs) if below is None else below(*args, **kwargs)
+
+
+def bind(bound: Bound, again: bool = False) -> None:
+    """Put a forward over what its object has, once for each installation's name.
+
+    Args:
+        bound: made for the object.
+        again: put it on top, too, where another party has replaced the forward since.
+    """
+    installation, instance = bound.installation, bound.instance()
     with LOCK:
-        _binders[function] = installation
-        was_bound = instance in installation.bound
         _adopt(instance)
-        installation.bound[instance] = function
+        earlier = installation.bound.get(instance)
         installation.unbound.pop(instance, None)
-        _known.add(instance)
-        for place, method in _places(instance):
-            if _binders[method.__func__].name == installation.name:
-                if method.__func__ is not function:  # its class was changed
-                    _write(instance, {place: types.MethodType(function, instance)})
+        for holder, name, found in _places(instance):
+            if found.installation.name == installation.name:
+                if found.installation is not installation or not bound.is_like(found):
+                    bound.put_over(found.shadowed)
+                    _put(holder, name, bound)
+                    installation.bound[instance] = bound
                 return
-        if not was_bound:  # else beneath another party's wrapper
-            place = _bottom(instance, _attribute(instance), installation.rank)
-            below = (SHADOWED, installation.name)
-            _write(instance, {below: _read(instance, place), place: types.MethodType(function, instance)})
+        if earlier is not None and not again:  # beneath another party's wrapper
+            return
+        attribute = next((name for name in FORWARDS if name in vars(instance)), "forward")
+        bound.put_over(vars(instance).get(attribute))
+        installation.bound[instance] = bound
+        vars(instance)[attribute] = bound
 
 
 def unbind(installation: Installation, instance: Any) -> bool:
-    """Take an installation's binding out again, unless another party's wrapper stands over it."""
+    """Take an installation's forward out again, unless another party's wrapper stands over it."""
     with LOCK:
-        for place, method in _places(instance):
-            if _binders[method.__func__] is not installation:
-                continue
-            below = _read(instance, (SHADOWED, installation.name))
-            if below is None and place[0] == "" and place[1] != "forward":  # whoever moved it calls it
-                below = types.MethodType(current(type(instance), "forward"), instance)
-            _write(instance, {place: below})
-            _forget(instance, installation.name)
-            installation.unbound[instance] = installation.bound.pop(instance)
-            return True
+        for holder, name, found in _places(instance):
+            if found.installation is installation:
+                below = found.shadowed
+                if below is None and name == "_old_forward":  # whoever moved it calls it
+                    below = types.MethodType(current(type(instance), "forward"), instance)
+                _put(holder, name, below)
+                installation.unbound[instance] = installation.bound.pop(instance)
+                return True
         return False
 
 
 def rebind(instance: Any, attribute: str) -> bool:
     """See :meth:`Installation.rebind`."""
     with LOCK:
-        place = _bottom(instance, attribute)
-        kept = _read(instance, place)
+        holder, name = _bottom(instance, attribute)
+        kept = _held(holder, name)
         if type(kept) is not types.MethodType or kept.__self__ is not instance:
             return False
         function = outermost(kept.__func__, type(instance))
         if function is kept.__func__:
             return False
         _rebound.setdefault(instance, {}).setdefault(attribute, upstream(kept.__func__))
-        _write(instance, {place: types.MethodType(function, instance)})
+        _put(holder, name, types.MethodType(function, instance))
         return True
 
 
@@ -102,80 +175,61 @@ def refresh_rebound() -> None:
     with LOCK:
         for instance, attributes in list(_rebound.items()):
             for attribute, kept in attributes.items():
-                place = _bottom(instance, attribute)
-                method, function = _read(instance, place), outermost(kept, type(instance))
+                holder, name = _bottom(instance, attribute)
+                method, function = _held(holder, name), outermost(kept, type(instance))
                 if upstream(getattr(method, "__func__", None)) is kept and method.__func__ is not function:
-                    _write(instance, {place: types.MethodType(function, instance)})
+                    _put(holder, name, types.MethodType(function, instance))
 
 
-def _attribute(instance: Any) -> str:
-    return next((name for name in FORWARDS if name in vars(instance)), FORWARDS[-1])
+def _places(instance: Any) -> Iterator[tuple[Any, str, Bound]]:
+    """Where this object holds our forwards, the topmost first: in its ``__dict__``, or beneath another one of ours."""
+    for attribute in FORWARDS:
+        holder, name = vars(instance), attribute
+        while isinstance(found := _held(holder, name), Bound) and found.instance() is instance:
+            yield holder, name, found
+            holder, name = found, "shadowed"
 
 
-def _read(instance: Any, place: Place) -> Any:
-    return (vars(instance).get(SHADOWED, _NOTHING) if place[0] else vars(instance)).get(place[1])
-
-
-def _write(instance: Any, values: dict[Place, Any]) -> None:
-    """The shadowed ones first, so that a thread that calls the object meanwhile finds what it needs."""
-    shadowed = {name: value for (where, name), value in values.items() if where}
-    if shadowed:
-        vars(instance)[SHADOWED] = vars(instance).get(SHADOWED, _NOTHING) | shadowed
-    for (where, name), value in values.items():
-        if not where and value is None:
-            del vars(instance)[name]
-        elif not where:
-            vars(instance)[name] = value
-
-
-def _forget(instance: Any, name: str) -> None:
-    shadowed = {key: value for key, value in vars(instance)[SHADOWED].items() if key != name}
-    if shadowed:
-        vars(instance)[SHADOWED] = shadowed
-    else:
-        del vars(instance)[SHADOWED]
-
-
-def _binder(value: Any) -> Installation | None:
-    """Whose binding a value is, on whatever object."""
-    if type(value) is not types.MethodType or type(value.__func__) is not types.FunctionType:
-        return None
-    return _binders.get(value.__func__)
-
-
-def _bottom(instance: Any, attribute: str, rank: int = -1) -> Place:
-    """The place beneath all bindings that start at an attribute, or beneath those of installations after ``rank``."""
-    place: Place = ("", attribute)
-    value = _read(instance, place)
-    while (binder := _binder(value)) and value.__self__ is instance and binder.rank > rank:
-        place = (SHADOWED, binder.name)
-        value = _read(instance, place)
+def _bottom(instance: Any, attribute: str) -> tuple[Any, str]:
+    """The place beneath all our forwards that start at an attribute."""
+    place: tuple[Any, str] = vars(instance), attribute
+    while isinstance(found := _held(*place), Bound) and found.instance() is instance:
+        place = found, "shadowed"
     return place
 
 
-def _places(instance: Any) -> Iterator[tuple[Place, types.MethodType]]:
-    """Where this object holds bindings. An attribute may hold another object's method, which is none of its own."""
-    for where, values in (("", vars(instance)), (SHADOWED, vars(instance).get(SHADOWED, _NOTHING))):
-        for name, value in list(values.items()):
-            if _binder(value) and value.__self__ is instance:
-                yield (where, name), value
+def _held(holder: Any, name: str) -> Any:
+    return holder.shadowed if isinstance(holder, Bound) else holder.get(name)
+
+
+def _put(holder: Any, name: str, value: Any) -> None:
+    if isinstance(holder, Bound):
+        holder.put_over(value)
+    elif value is None:
+        holder.pop(name, None)
+    else:
+        holder[name] = value
 
 
 def _adopt(instance: Any) -> None:
-    """Make a copy's bindings its own, and forget what a pickle has left of them."""
-    if SHADOWED not in vars(instance) or instance in _known:
-        return
-    # copy.copy leaves the methods bound to the original.
-    places = [("", name) for name in FORWARDS] + [(SHADOWED, name) for name in vars(instance)[SHADOWED]]
-    for place in places:
-        method = _read(instance, place)
-        if _binder(method) and method.__self__ is not instance:
-            _write(instance, {place: types.MethodType(method.__func__, instance)})
-    found = [method.__func__ for _, method in _places(instance)]
-    for function in found:
-        _binders[function].bound.setdefault(instance, function)
-    if not found:
-        del vars(instance)[SHADOWED]
-        left = getattr(vars(instance).get("forward"), "__func__", None)
-        if left is not None and upstream(left) is upstream(current(type(instance), "forward")):
-            del vars(instance)["forward"]
+    """Make a shallow copy's forwards its own, and forget what a pickle has left of them."""
+    own: MutableMapping[str, Any] = vars(instance)
+    for attribute in FORWARDS:
+        found = own.get(attribute)
+        if isinstance(found, Bound) and found.instance() is not instance and type(found.instance()) is type(instance):
+            own[attribute] = _rebound_to(instance, found)
+    left = own.get("forward")
+    if type(left) is types.MethodType and left.__self__ is instance:
+        if upstream(left.__func__) is upstream(current(type(instance), "forward")):
+            del own["forward"]
+
+
+def _rebound_to(instance: Any, found: Any) -> Any:
+    """A chain of our forwards for another object."""
+    if not isinstance(found, Bound):
+        return found
+    other = object.__new__(type(found))
+    other.__dict__.update(found.__dict__, instance=weakref.ref(instance))
+    other.put_over(_rebound_to(instance, found.shadowed))
+    found.installation.bound[instance] = other
+    return other

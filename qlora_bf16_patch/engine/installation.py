@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import binding, wrapping
-from .binding import call_shadowed, shadows
+from .binding import Bound, Function, call_shadowed
 from .patch import Factory
 from .wrapping import LOCK, Layer, Target, upstream
 
-__all__ = ["Installation", "Target", "call_shadowed", "shadows", "upstream"]
+__all__ = ["Bound", "Installation", "Target", "call_shadowed", "upstream"]
 
 logger = logging.getLogger("qlora_bf16_patch")
 _ranks = itertools.count()
@@ -40,8 +40,8 @@ class Installation:
         targets: what is to be wrapped, once it was found.
         placed: whether everything is in place, and was not restored since.
         layers: wrappers that stand in place, perhaps beneath another party's.
-        bound: objects that hold a binding, each with its function.
-        unbound: objects whose binding was taken out, each with its function.
+        bound: objects that have a forward of the patch, each with that.
+        unbound: objects whose forward was taken out, each with that.
 
     Examples:
         >>> from qlora_bf16_patch.engine.installation import Installation
@@ -60,8 +60,8 @@ class Installation:
         self.layers: list[Layer] = []
         self.targets: tuple[Target, ...] = ()
         self.placed = False
-        self.bound: weakref.WeakKeyDictionary[Any, Callable[..., Any]] = weakref.WeakKeyDictionary()
-        self.unbound: weakref.WeakKeyDictionary[Any, Callable[..., Any]] = weakref.WeakKeyDictionary()
+        self.bound: weakref.WeakKeyDictionary[Any, Bound] = weakref.WeakKeyDictionary()
+        self.unbound: weakref.WeakKeyDictionary[Any, Bound] = weakref.WeakKeyDictionary()
 
     @property
     def known(self) -> bool:
@@ -154,8 +154,8 @@ class Installation:
                 if wrapping.commit(changes):
                     self.targets, self.placed = targets, True
                     binding.refresh_rebound()
-                    for instance, function in list(self.unbound.items()):
-                        self.bind(instance, function)
+                    for bound in list(self.unbound.values()):
+                        binding.bind(bound)
                     return True
 
     def rewrap(self) -> None:
@@ -167,8 +167,8 @@ class Installation:
 
         Args:
             instance: must be hashable by identity and weakly referable, as modules are.
-            function: a plain function, whose first argument is the object; it gets the name ``forward`` and calls what
-                it shadows with ``call_shadowed``. A second call with another function puts that in its place.
+            function: a plain function, whose first argument is the object; it calls what it shadows with
+                ``call_shadowed``. A second call with another function puts that in its place.
 
         Examples:
             >>> from qlora_bf16_patch.engine.installation import Installation, call_shadowed
@@ -183,7 +183,7 @@ class Installation:
             >>> norm(hidden_states).dtype
             torch.float32
         """
-        binding.bind(self, instance, function)
+        binding.bind(Function(self, instance, function))
 
     def rebind(self, instance: Any, attribute: str = "_old_forward") -> bool:
         """Let an object that has kept a method from before it was patched call the patched one.

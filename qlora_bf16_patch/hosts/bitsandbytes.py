@@ -62,11 +62,15 @@ def stores_floats(model: torch.nn.Module) -> bool:
     return any(weight is not None and weight.is_floating_point() for weight in weights)
 
 
+# On integers that activations were cast to: those, and what to call where they are taken instead.
+SOURCE = "_qlora_bf16_patch_source"
+
+
 def activations(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What a k-bit layer was given; it computes garbage from integers, silently on some paths.
 
     Returns:
-        ``x``, or the floating tensor that was cast to it while Dynamo traced.
+        ``x``, or the floating tensor that was cast to it, where a mode saw it.
 
     Raises:
         TypeError: ``x`` is not floating.
@@ -78,6 +82,11 @@ def activations(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         return source
     base: Any = layer
     base = unwrapped(base.get_base_layer()) if hasattr(base, "get_base_layer") else base
+    if not torch.compiler.is_compiling() and SOURCE in x.__dict__:
+        source, taken = x.__dict__[SOURCE]
+        dtype = getattr(getattr(base.weight, "quant_state", None), "dtype", torch.float32)
+        taken(x.dtype, dtype)
+        return source.to(dtype)  # type: ignore[no-any-return]
     configured = getattr(base, "compute_dtype", None)
     wanted = f"the layer's compute_dtype ({configured})" if configured else "a floating dtype"
     raise TypeError(

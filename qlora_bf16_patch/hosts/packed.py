@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .bitsandbytes import is_kbit_weight
+from .bitsandbytes import SOURCE, is_kbit_weight
 
 _T: Any = torch.Tensor
 _CLAMPS = (torch.clamp, torch.clamp_, torch.Tensor.clamp, torch.Tensor.clamp_)
@@ -27,19 +27,27 @@ class PackedWeights:
         asked: told what is handled: the operation, the operand, the dtype that it has, the one that it is taken for. It
             says no inside of k-bit layers, which know what they hold.
         answered: asked, before that, at each read of a packed weight's dtype.
+        source_kept: asked where floating activations are cast to integers: what to call where a quantized layer is
+            given those and takes their source, with both dtypes; None where that is not to be.
 
     Attributes:
         handlers: by torch's function, each a ``handler(mode, func, args, kwargs)``.
     """
 
-    def __init__(self, asked: Callable[[Any, str, torch.dtype, torch.dtype], bool], answered: Callable[[], bool]):
-        self._asked, self._answered = asked, answered
+    def __init__(
+        self,
+        asked: Callable[[Any, str, torch.dtype, torch.dtype], bool],
+        answered: Callable[[], bool],
+        source_kept: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self._asked, self._answered, self._source_kept = asked, answered, source_kept
         self._data: list[tuple[torch.Tensor, Any]] = []  # what `weight.data` of a packed weight has given
         self.handlers: dict[Any, Callable[..., Any]] = {
             _DTYPE: self._dtype,
             _DATA: self._data_of,
             torch.Tensor.to: self._like,
             torch.Tensor.type_as: self._like,
+            torch.Tensor.type: self._like,
             **dict.fromkeys(_CLAMPS, self._clamp),
         }
 
@@ -54,11 +62,17 @@ class PackedWeights:
         """``x.to(weight)``, ``x.type_as(weight)``: the dtype is read in C."""
         other = args[1] if len(args) > 1 else kwargs.get("other")
         weight = self._weight(other) if isinstance(other, torch.Tensor) else None
-        if weight is None:
-            return func(*args, **kwargs)
-        dtype = _DTYPE(other)
-        answer = self._answer(weight, dtype)
-        return func(*args, **kwargs) if answer is dtype else args[0].to(answer)
+        if weight is not None:
+            dtype = _DTYPE(other)
+            answer = self._answer(weight, dtype)
+            if answer is not dtype:
+                return args[0].to(answer)
+        result = func(*args, **kwargs)
+        if args[0].is_floating_point() and isinstance(result, torch.Tensor) and not result.is_floating_point():
+            taken = self._source_kept()
+            if taken is not None:
+                result.__dict__[SOURCE] = args[0], taken
+        return result
 
     def _answer(self, weight: Any, dtype: torch.dtype) -> torch.dtype:
         if not self._answered():

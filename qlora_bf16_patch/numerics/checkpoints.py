@@ -42,6 +42,16 @@ def rerun_within(context: Context) -> None:
             setattr(holder, name, _Within(function, context))
 
 
+def is_inside() -> bool:
+    """Whether a checkpoint around the running code will run it again in the backward."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _REENTRANT or frame.f_code is _NON_REENTRANT:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
 def _kept_functions() -> Iterator[tuple[Any, str]]:
     """Objects that keep the function to be run again, and the attribute."""
     frame = sys._getframe(2)

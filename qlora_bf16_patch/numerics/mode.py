@@ -1,4 +1,4 @@
-"""The function mode that mends single operations, wherever inside a module they stand.
+"""The function mode that casts the operands of single operations, wherever inside a module they stand.
 
 A mode sees every call of torch's Python API in its block. Dynamo traces it (torch 2.13.0, ``fullgraph=True``).
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from .dtypes import floating
 from .rules import ASKED_FIRST, rule_of
@@ -28,6 +29,15 @@ _CASTS = (torch.Tensor.to, torch.Tensor.type, torch.Tensor.type_as)
 _REFUSED = "_qlora_bf16_patch_refused"
 
 
+class _Thread(threading.local):
+    """What torch says of the operation that is about to be cast in this thread."""
+
+    error: Exception | None = None
+
+
+_thread = _Thread()
+
+
 class CastOnMismatch(TorchFunctionMode):
     """Inside it, an operation that torch refuses for its operands' dtypes has them cast, and its result cast back.
 
@@ -35,8 +45,9 @@ class CastOnMismatch(TorchFunctionMode):
     its rule, which names a dtype; where torch has no kernel in that one, it runs in that of another operand.
 
     Attributes:
-        casts: how many operations were mended.
+        casts: how many operations were cast.
         truncated: integers that floating tensors were cast to while Dynamo traced, with those.
+        before_write: called before an operation that may write to a tensor, with that; until something is cast.
 
     Args:
         asked: asked before each cast, and free to raise.
@@ -50,6 +61,7 @@ class CastOnMismatch(TorchFunctionMode):
         self.special = special or {}
         self.casts = 0
         self.truncated: list[tuple[Any, Any]] = []
+        self.before_write: Callable[[torch.Tensor], None] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -58,10 +70,15 @@ class CastOnMismatch(TorchFunctionMode):
         # Dynamo finds out while it traces, and cannot be asked; torch.jit's tracer crashes after a refused operation.
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return self._unasked(func, args, kwargs)
+        if self.before_write is not None and not self.casts:
+            for tensor in _written(func, args, kwargs):
+                self.before_write(tensor)
         if func in self.special:
             return self.special[func](self, func, args, kwargs)
         try:
-            return self._unasked(func, args, kwargs) if func in ASKED_FIRST else func(*args, **kwargs)
+            # Hooks on saved tensors (offloading) would be given those of an operation that torch refuses, too.
+            asks = func in ASKED_FIRST or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            return self._unasked(func, args, kwargs) if asks else func(*args, **kwargs)
         except ERRORS as error:
             if not _OF_DTYPES.search(str(error)):
                 raise
@@ -70,7 +87,11 @@ class CastOnMismatch(TorchFunctionMode):
             is_setter = getattr(func, "__name__", "") == "__set__"  # of `.data`, `.grad`: their dtype is a wish
             if is_setter or kwargs.get("out") is not None:
                 raise
-            return self._again(error, func, args, kwargs)
+            _thread.error = error
+            try:
+                return self._again(error, func, args, kwargs)
+            finally:
+                _thread.error = None
 
     def may_cast(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
         """Called where an operand is about to be cast."""
@@ -109,10 +130,46 @@ class CastOnMismatch(TorchFunctionMode):
         raise error
 
 
+_T: Any = torch.Tensor
+# They give access to a tensor's memory, which may then be written to unseen.
+_OPENS = {_T.numpy, _T.data_ptr, _T.untyped_storage, _T.data.__get__, _T.data.__set__, _T.__dlpack__}
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors that an operation writes to, or that a custom one may write to."""
+    rule, schema = rule_of(func), getattr(func, "_schema", None)
+    values: list[Any] = [kwargs.get("out")]
+    if schema is not None:
+        values += [*args, *kwargs.values()] if schema.is_mutable else []
+    elif rule.in_place or func in _OPENS:
+        values += args[:1]
+    elif rule.written is not None:
+        values += [tensor for _, tensor in rule.written(args, kwargs)]
+    return (value for value in values if isinstance(value, torch.Tensor))
+
+
+@contextlib.contextmanager
+def off() -> Iterator[None]:
+    """Outside of the modes that are on top: code that asks whether a function mode is on finds none of ours."""
+    popped: list[Any] = []
+    while (stack := _get_current_function_mode_stack()) and isinstance(stack[-1], CastOnMismatch):  # type: ignore[no-untyped-call]
+        popped.append(_pop_mode())  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for mode in reversed(popped):
+            _push_mode(mode)  # type: ignore[no-untyped-call]
+
+
 def is_on() -> bool:
     """Whether a :class:`CastOnMismatch` is on in this thread."""
     stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     return any(isinstance(mode, CastOnMismatch) for mode in stack)
+
+
+def refusal_at_hand() -> Exception:
+    """Torch's error about the operation that is about to be cast; one like it, where it was not tried first."""
+    return _thread.error or RuntimeError("expected operands to have the same dtype, but got: float != c10::BFloat16")
 
 
 def refused(error: Exception) -> tuple[Any, list[torch.dtype]] | None:

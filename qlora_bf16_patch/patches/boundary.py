@@ -1,8 +1,7 @@
 """``peft.boundary``: all that is no k-bit layer inside a k-bit model takes operands of different floating dtypes.
 
-Torch's own layers have their input cast to the weights and the result cast back. Everything else is found by watching:
-a call in which torch refuses an operation is run again under the function mode, and the module around the operation
-keeps the mode (:mod:`..watching`). Forwards are instance attributes: the other objects of a class pay nothing.
+Torch's own layers have their input cast to the weights and the result cast back. Everything else is found by watching
+(:mod:`..watching.watch`). Forwards are instance attributes: the other objects of a class pay nothing.
 """
 
 from __future__ import annotations
@@ -10,36 +9,37 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..engine.installation import Installation, call_shadowed
-from ..hosts.bitsandbytes import is_4bit, stores_floats
+from ..engine.binding import bind
+from ..engine.installation import Installation
+from ..hosts.bitsandbytes import is_4bit
 from ..hosts.own_backward import has_own_backward
 from ..hosts.packed import PackedWeights
 from ..hosts.peft import is_kbit_layer, is_prompt_learning
 from ..numerics import training
 from ..numerics.autocast import NOTHING
-from ..numerics.dtypes import autocast_is_on, floating
-from ..watching.events import PATH
-from ..watching.running import here
+from ..numerics.dtypes import floating
+from ..numerics.places import is_forward
 from ..watching.watch import Watch
+from ..watching.watched import AsksForModes, Watched
 from . import torch_layers
 from .injection import after_injection, left_alone, safely
 from .linear4bit import warn_of_float32
 
 NAME = "peft.boundary"
 _watches: weakref.WeakKeyDictionary[Installation, Watch] = weakref.WeakKeyDictionary()
-_entry_forwards: set[Callable[..., Any]] = set()
 
 
 def take_in_after(original: Any, installation: Installation) -> Callable[..., Any]:
     """Over ``BaseTuner.inject_adapter``, and ``PeftModel.add_adapter`` for the methods that inject none."""
     if original.__name__ == "add_adapter":
         return _after_prompt_learning(original, installation)
-    installation.reporters += [functools.partial(_seen, watch_of(installation)), training.seen]
+    watch_of(installation)
     return after_injection(original, installation, take_in)
 
 
@@ -55,39 +55,44 @@ def _after_prompt_learning(original: Any, installation: Installation) -> Callabl
 
 
 def watch_of(installation: Installation) -> Watch:
-    """The watch over all models that the installation has taken in."""
+    """The watch over all models that the installation has registered."""
     if installation not in _watches:
-        mark = functools.partial(_mark, installation)
-        _watches[installation] = Watch(
-            NAME,
-            mark,
-            _is_layer,
-            stores_floats,
-            lambda asked, answered: PackedWeights(asked, answered).handlers,
-            lambda: installation.strict,
-        )
+        register = functools.partial(take_in, installation=installation)
+        watch = Watch(installation, _is_layer, register, lambda *asked: PackedWeights(*asked).handlers)
+        _watches[installation] = watch
+        installation.reporters += [functools.partial(_seen, watch), training.seen]
     return _watches[installation]
 
 
-def take_in(model: nn.Module, installation: Installation) -> None:
-    """Give a k-bit model what notices new kinds of call, and torch's own layers in it their forwards."""
+def take_in(model: nn.Module, installation: Installation, path: str = "", again: bool = False) -> None:
+    """Give the modules of a k-bit model, its k-bit layers aside, their forwards.
+
+    Args:
+        model: it may have been registered before; modules that were put in since get theirs.
+        installation: of the patch.
+        path: of the model, if it is a part of another one.
+        again: also over a forward that another party has put in the place of ours.
+    """
+    watch, entries = watch_of(installation), set(_entries(model))
     layers = [module for module in model.modules() if _is_layer(module)]
-    inside, entries = {part for layer in layers for part in layer.modules()}, set(_entries(model))
-    for path, module in model.named_modules():
+    inside = {part for layer in layers for part in layer.modules()}
+    classes: dict[Any, Any] = {}
+    for name, module in model.named_modules(prefix=path):
         try:
             if is_4bit(module):
                 warn_of_float32(installation, module)
-            if module in inside:
+            if (
+                module in inside
+                or (module in installation.bound and not again)
+                or not _can_be_bound(module, module in entries)
+            ):
                 continue
             cls: Any = type(module)
-            forward = _entry(installation, cls) if module in entries else _forward_for(installation, cls)
-            if module not in entries and watch_of(installation).is_marked(module):
-                continue  # with an earlier adapter
-            if forward is not None:
-                module.__dict__[PATH] = path or cls.__name__
-                installation.bind(module, forward)
+            if cls not in classes:
+                classes[cls] = _forward_class(cls)
+            bind(classes[cls](installation, module, watch, name, module in entries), again)
         except Exception as error:
-            left_alone(installation, path, error)
+            left_alone(installation, name, error)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -95,6 +100,13 @@ def _is_layer(module: nn.Module) -> bool:
         return is_kbit_layer(module)
     except Exception:  # a tuner layer that cannot say what it is around: it was told (injection.py, kbit_tuners)
         return False
+
+
+def _can_be_bound(module: nn.Module, is_entry: bool) -> bool:
+    """Whether it has a forward of Python's: a scripted module has none, and ``torch.compile`` brings one of its own."""
+    if isinstance(module, torch.jit.ScriptModule) or type(module).forward is nn.Module.forward:
+        return False
+    return is_entry or not hasattr(module, "_orig_mod")
 
 
 def _entries(module: nn.Module) -> Iterator[nn.Module]:
@@ -108,21 +120,37 @@ def _entries(module: nn.Module) -> Iterator[nn.Module]:
             yield from _entries(child)
 
 
-def _forward_for(installation: Installation, cls: Any) -> Callable[..., Any] | None:
+def _forward_class(cls: Any) -> type[Watched]:
     if has_own_backward(cls):
-        return _marked(installation, cls)
-    return torch_layers.forward_for(installation, watch_of(installation), cls)
+        return WithOwnBackward
+    if _asks_for_modes(cls):
+        return torch_layers.forward_class(cls, AsksForModes)
+    return torch_layers.forward_class(cls, Watched)
 
 
-def _mark(installation: Installation, module: nn.Module, path: str) -> None:
-    """A module in which the watch has seen a cast."""
-    module.__dict__.setdefault(PATH, path)
-    if getattr(module.__dict__.get("forward"), "__func__", None) in _entry_forwards:  # those ask by themselves
-        return
-    cls: Any = type(module)
-    # A layer of torch's that was put in after the model was taken in gets what it would have got then.
-    late = None if module in installation.bound else _forward_for(installation, cls)
-    installation.bind(module, late or _marked(installation, cls))
+def _asks_for_modes(cls: Any) -> bool:
+    """Whether the code of a class' forward, or of what that calls in its own file, names torch's function modes."""
+    waiting, seen = [getattr(cls, "forward", None)], set()
+    while waiting:
+        function = waiting.pop()
+        if not isinstance(function, FunctionType) or function in seen:
+            continue
+        seen.add(function)
+        names = {*_names(function.__code__)}
+        if any("torch_function" in name or "function_mode" in name for name in names):
+            return True
+        waiting.append(getattr(function, "__wrapped__", None))
+        found = [getattr(cls, name, None) for name in names if name != "forward"]
+        found += [function.__globals__.get(name) for name in names]
+        waiting += [other for other in found if getattr(other, "__module__", None) == function.__module__]
+    return False
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
 
 
 def _seen(watch: Watch) -> list[str]:
@@ -134,60 +162,17 @@ def _seen(watch: Watch) -> list[str]:
     return [f"casts at {len(casts)} place{'s' * (len(casts) > 1)}: {shown}"]
 
 
-@functools.cache
-def _entry(installation: Installation, cls: Any) -> Callable[..., Any]:
-    """A model or a stack of layers: notices a call of a new kind."""
-    watch = watch_of(installation)
+class WithOwnBackward(Watched):
+    """A module whose own autograd function multiplies two dtypes in its backward: see :mod:`..hosts.own_backward`."""
 
-    @functools.wraps(cls.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not installation.on:
-            return call_shadowed(installation, self, *args, **kwargs)
-        if here.kind is not None and not torch.compiler.is_compiling():  # inside of another one
-            with watch.mode(self) if watch.found_in(self) else NOTHING:
-                return call_shadowed(installation, self, *args, **kwargs)
-        values = (*args, *kwargs.values())
-        training.see(self, _autocast_around(values), values)
-        if torch.compiler.is_compiling():
-            with watch.while_compiling():
-                return call_shadowed(installation, self, *args, **kwargs)
-        call = functools.partial(call_shadowed, installation, self, *args, **kwargs)
-        return watch.call(self, call, args, kwargs)
-
-    _entry_forwards.add(forward)
-    return forward
-
-
-def _autocast_around(values: tuple[Any, ...]) -> bool:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            return autocast_is_on(value.device.type)
-    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled()
-
-
-@functools.cache
-def _marked(installation: Installation, cls: Any) -> Callable[..., Any]:
-    """Routers, experts, attention and whatever else torch refused an operation in."""
-    watch, own_backward = watch_of(installation), has_own_backward(cls)
-
-    @functools.wraps(cls.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not installation.on:
-            return call_shadowed(installation, self, *args, **kwargs)
-        if torch.compiler.is_compiling():
-            with watch.while_compiling():
-                return call_shadowed(installation, self, *args, **kwargs)
-        with _without_autocast(self, args, kwargs) if own_backward else NOTHING:
-            if not watch.needs_cast(self):
-                return call_shadowed(installation, self, *args, **kwargs)
-            with watch.mode(self):
-                return call_shadowed(installation, self, *args, **kwargs)
-
-    return forward
-
-
-def _without_autocast(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    given = next(floating((*args, *kwargs.values())), None)
-    if module.training and given is not None and given.dtype == torch.float32:
-        return torch.autocast(given.device.type, enabled=False)
-    return NOTHING
+    @is_forward
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        given = next(floating((*args, *kwargs.values())), None)
+        if not self.installation.on or torch.compiler.is_compiling():
+            region: Any = NOTHING
+        elif self.__self__.training and given is not None and given.dtype == torch.float32:
+            region = torch.autocast(given.device.type, enabled=False)
+        else:
+            region = NOTHING
+        with region:
+            return super().__call__(*args, **kwargs)

@@ -1,7 +1,8 @@
-"""``guard``: a model is taken in that no patch has seen being built."""
+"""``guard``: a model is registered that no patch has seen being built."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from torch import nn
@@ -14,7 +15,7 @@ from .injection import safely
 
 
 def guard(model: nn.Module, installation: Callable[[str], Installation]) -> None:
-    """Take ``model`` in for every patch that works on a model's own modules.
+    """Register ``model`` with every patch that works on a model's own modules.
 
     Args:
         model: a model with bitsandbytes layers.
@@ -28,5 +29,7 @@ def guard(model: nn.Module, installation: Callable[[str], Installation]) -> None
     for module in model.modules():
         if KEPT in module.__dict__:
             installation("bitsandbytes.linear4bit").rebind(module, KEPT)
-    for name, take_in in (("peft.tuners", tuners.take_in), (boundary.NAME, boundary.take_in)):
-        safely(take_in, model, installation(name))
+    # Also over a forward that somebody has set on an instance since the model was registered.
+    take_in = functools.partial(boundary.take_in, again=True)
+    for name, register in (("peft.tuners", tuners.take_in), (boundary.NAME, take_in)):
+        safely(register, model, installation(name))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,27 +11,26 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engine.installation import Installation, call_shadowed, shadows
 from ..numerics.dtypes import autocast_is_on, cast, mixed_is_allowed
 from ..numerics.overlay import overlay
-from ..watching.events import PATH
-from ..watching.watch import Watch
+from ..numerics.places import is_forward
+from ..watching.watched import AsksForModes, Watched
 
 _RECURRENT = tuple(cls.forward for cls in (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell))
+_PLAIN = (torch.Tensor, nn.Parameter)
 
 
-def forward_for(installation: Installation, watch: Watch, cls: Any) -> Callable[..., Any] | None:
-    """The forward of a class' objects, or None where the class' own is not torch's, or takes every input as it is."""
+def forward_class(cls: Any, otherwise: type[Watched]) -> type[Watched]:
+    """What stands at the forward of a class' objects: by what torch's own forward does, if the class has that."""
     if cls.forward is nn.Embedding.forward:
-        return _embedding(installation, watch, cls)
+        return Embedding
     if cls.forward in _RECURRENT:
-        return _recurrent(installation, watch, cls)
+        return Recurrent
     if cls.forward is nn.TransformerEncoderLayer.forward:
-        return _encoder_layer(installation, cls)
-    return _weighted(installation, watch, cls) if kind(cls) else None
+        return EncoderLayer
+    return Weighted if kind(cls) else otherwise
 
 
-@functools.cache
 def kind(cls: Any) -> str | None:
     """How torch treats mixed dtypes in this class' forward, if that is torch's own."""
     if cls.forward is nn.Linear.forward or (issubclass(cls, _ConvNd) and cls.forward.__module__ == _ConvNd.__module__):
@@ -43,67 +40,96 @@ def kind(cls: Any) -> str | None:
     return "batch_norm" if cls.forward in (_BatchNorm.forward, _InstanceNorm.forward) else None
 
 
-@functools.cache
-def _weighted(installation: Installation, watch: Watch, cls: Any) -> Callable[..., Any]:
+class Weighted(Watched):
     """Linear, convolutions and normalizations: the input is cast to the weights, the result back."""
-    how, upstream = kind(cls) or "product", cls.forward
-    is_torchs = getattr(upstream, "__globals__", {}).get("__name__", "").startswith("torch.nn.modules.")
 
-    @functools.wraps(cls.forward)
-    def forward(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        own = self.__dict__
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        cls: Any = type(self.__self__)
+        self.how, self.upstream = kind(cls) or "product", cls.forward
+        self.is_torchs = getattr(cls.forward, "__globals__", {}).get("__name__", "").startswith("torch.nn.modules.")
+
+    @is_forward
+    def __call__(self, /, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        module = self.instance()
+        own = module.__dict__
         weight = own["_parameters"].get("weight", own.get("weight"))
-        if how == "batch_norm" and installation.on and _has_other_statistics(own, weight):
-            return _looked_at(installation, watch, self, input, args, kwargs)
-        if isinstance(weight, torch.Tensor) and (not isinstance(input, torch.Tensor) or input.dtype is weight.dtype):
-            return call_shadowed(installation, self, input, *args, **kwargs)
-        if not installation.on:
-            return call_shadowed(installation, self, input, *args, **kwargs)
-        if not is_torchs or type(self).forward is not upstream or shadows(installation, self):
-            # Another party's forward may take what torch's refuses.
-            return _looked_at(installation, watch, self, input, args, kwargs)
-        if weight is None and "weight" not in own["_parameters"]:
-            # A parametrization, computed at each look (and spectral norm's moves its vectors).
-            return _looked_at(installation, watch, self, input, args, kwargs)
-        if weight is None or _is_taken(how, input, weight):
-            return call_shadowed(installation, self, input, *args, **kwargs)
-        watch.tell(self, "linear" if how == "product" else how, "input", input.dtype, weight.dtype)
-        return call_shadowed(installation, self, input.to(weight.dtype), *args, **kwargs).to(input.dtype)
+        if self.how == "batch_norm" and self.installation.on and _has_other_statistics(own, weight):
+            return self.looked_at(input, *args, **kwargs)
+        if type(weight) in _PLAIN and getattr(input, "dtype", None) is weight.dtype and not self.kinds:
+            return self.original(input, *args, **kwargs)
+        # A weight of None is a parametrization, computed at each look (and spectral norm's moves its vectors), one of
+        # a subclass may take what torch's own refuses, and so may another party's forward.
+        if (
+            type(weight) not in _PLAIN
+            or not isinstance(input, torch.Tensor)
+            or input.dtype is weight.dtype
+            or not self.installation.on
+            or not self.is_torchs
+            or self.below is not None
+            or type(module).forward is not self.upstream
+            or _is_taken(self.how, input, weight)
+        ):
+            return super().__call__(input, *args, **kwargs)
+        operation = "linear" if self.how == "product" else self.how
+        if not self.watch.tell(module, operation, "input", input.dtype, weight.dtype):
+            return self.original(input, *args, **kwargs)
+        return self.original(input.to(weight.dtype), *args, **kwargs).to(input.dtype)
 
-    return forward
+    def looked_at(self, /, *args: Any, **kwargs: Any) -> Any:
+        """The call under the mode: torch updates a batch norm's statistics before it refuses (2.13.0)."""
+        if torch.compiler.is_compiling():
+            return self.compiled(*args, **kwargs)
+        with self.watch.mode(self):
+            return self.original(*args, **kwargs)
 
 
-@functools.cache
-def _recurrent(installation: Installation, watch: Watch, cls: Any) -> Callable[..., Any]:
+class Recurrent(Watched):
     """They compare dtypes in Python before any operation: what they are given is cast to their weights, and back."""
 
-    @functools.wraps(cls.forward)
-    def forward(self: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-        own = self.__dict__
-        weight = next((value for value in own["_parameters"].values() if value is not None), None)
+    @is_forward
+    def __call__(self, /, input: Any, *args: Any, **kwargs: Any) -> Any:
+        module: Any = self.instance()
+        weight = next((value for value in module._parameters.values() if value is not None), None)
         given = getattr(input, "data", input)  # a packed sequence
-        if not installation.on or weight is None or given.dtype == weight.dtype or autocast_is_on(given.device.type):
-            return call_shadowed(installation, self, input, *args, **kwargs)
-        watch.tell(self, cls.__name__.lower(), "input", given.dtype, weight.dtype)
+        if (
+            not self.installation.on
+            or weight is None
+            or given.dtype == weight.dtype
+            or autocast_is_on(given.device.type)
+            or not self.watch.tell(module, type(module).__name__.lower(), "input", given.dtype, weight.dtype)
+        ):
+            return super().__call__(input, *args, **kwargs)
         values = [cast(weight.dtype, value) for value in args], {n: cast(weight.dtype, v) for n, v in kwargs.items()}
-        result = call_shadowed(installation, self, input.to(weight.dtype), *values[0], **values[1])
-        return _cast_back(given.dtype, result)
-
-    return forward
+        return _cast_back(given.dtype, self.original(input.to(weight.dtype), *values[0], **values[1]))
 
 
-@functools.cache
-def _encoder_layer(installation: Installation, cls: Any) -> Callable[..., Any]:
+class EncoderLayer(AsksForModes):
     """While Dynamo traces, no function mode is asked about the fused operation of an evaluation (torch 2.13.0)."""
 
-    @functools.wraps(cls.forward)
-    def forward(self: Any, src: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        mixed = torch.compiler.is_compiling() and src.dtype != self.norm1.weight.dtype
-        # 0 is an activation that the fused operation does not know.
-        layer = overlay(self, activation_relu_or_gelu=0) if mixed and installation.on else self
-        return call_shadowed(installation, layer, src, *args, **kwargs)
+    def compiled(self, /, src: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        layer: Any = self.instance()
+        if self.installation.on and self.below is None and src.dtype != layer.norm1.weight.dtype:
+            # 0 is an activation that the fused operation does not know.
+            layer = overlay(layer, activation_relu_or_gelu=0)
+            with self.watch.while_compiling():
+                return type(layer).forward(layer, src, *args, **kwargs)
+        return super().compiled(src, *args, **kwargs)
 
-    return forward
+
+class Embedding(Watched):
+    """Token ids are integers."""
+
+    @is_forward
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        ids = args[0] if args else kwargs.get("input")
+        if self.installation.on and isinstance(ids, torch.Tensor) and ids.is_floating_point():
+            raise TypeError(
+                f"{self.path or 'the model'} ({type(self.__self__).__name__}) was given {ids.dtype} token ids of shape "
+                f"{tuple(ids.shape)}. Somebody cast input_ids along with the activations, and bfloat16 rounds whole "
+                "numbers above 256. Leave input_ids integers; qlora_bf16_patch makes casts of the inputs needless."
+            )
+        return super().__call__(*args, **kwargs)
 
 
 def _cast_back(dtype: torch.dtype, result: Any) -> Any:
@@ -113,10 +139,7 @@ def _cast_back(dtype: torch.dtype, result: Any) -> Any:
 
 
 def _has_other_statistics(own: dict[str, Any], weight: Any) -> bool:
-    """Whether running statistics have another dtype than the weights.
-
-    Torch updates them before it refuses (2.13.0), so a call that was run again would count its batch twice.
-    """
+    """Whether running statistics have another dtype than the weights."""
     mean = own["_buffers"].get("running_mean")
     return weight is not None and mean is not None and mean.dtype is not weight.dtype
 
@@ -126,25 +149,3 @@ def _is_taken(kind: str, input: torch.Tensor, weight: torch.Tensor) -> bool:
     if not input.is_floating_point() or not weight.is_floating_point() or weight.dtype.itemsize < 2:
         return True
     return mixed_is_allowed(kind, input, weight.dtype)
-
-
-def _looked_at(installation: Installation, watch: Watch, self: Any, input: Any, args: Any, kwargs: Any) -> Any:
-    """Operation by operation, where no cast at the module's boundary is known to be right."""
-    with watch.while_compiling() if torch.compiler.is_compiling() else watch.mode(self):
-        return call_shadowed(installation, self, input, *args, **kwargs)
-
-
-@functools.cache
-def _embedding(installation: Installation, watch: Watch, cls: Any) -> Callable[..., Any]:
-    @functools.wraps(cls.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        ids = args[0] if args else kwargs.get("input")
-        if installation.on and isinstance(ids, torch.Tensor) and ids.is_floating_point():
-            raise TypeError(
-                f"{self.__dict__[PATH]} ({type(self).__name__}) was given {ids.dtype} token ids of shape "
-                f"{tuple(ids.shape)}. Somebody cast input_ids along with the activations, and bfloat16 rounds whole "
-                "numbers above 256. Leave input_ids integers; qlora_bf16_patch makes casts of the inputs needless."
-            )
-        return call_shadowed(installation, self, *args, **kwargs)
-
-    return forward

@@ -10,15 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
+from ..engine.binding import Bound
 from ..numerics.places import modules_around, path_of
 from .kinds import Kind, spoken_kind
 from .running import here
 from .tracing import tell_while_tracing
 
 logger = logging.getLogger("qlora_bf16_patch")
-
-# A plain attribute: it survives deepcopy, and a pickle of the model loads without this package.
-PATH = "_qlora_bf16_patch_path"
 
 # What an operand or an operation is called in a message, where torch's own name would not be understood.
 _OPERANDS = {"attn_mask": "attention mask"}
@@ -129,6 +127,12 @@ class Record:
         self.casts: dict[Cast, None] = {}
         self._told: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 
+    def is_new(
+        self, module: torch.nn.Module, operation: Any, operand: str, dtypes: tuple[torch.dtype, torch.dtype]
+    ) -> bool:
+        """Whether a cast was not recorded for the module before."""
+        return (operation, operand, dtypes) not in self._told.get(module, ())
+
     def tell(
         self,
         module: torch.nn.Module,
@@ -154,7 +158,7 @@ class Record:
         what, told = (operation, operand, dtypes), self._told.get(module, ())
         if what in told and not self.strict() and not listeners:
             return
-        path = module.__dict__.get(PATH) or path_of(module, root)
+        path = _path(module) or path_of(module, root)
         spoken = kind if isinstance(kind, str) else spoken_kind(kind)
         cast = _cast(path, module, operation, operand, dtypes, self.patch, spoken)
         if self.strict():
@@ -222,7 +226,7 @@ def tell_heard(
 def computed(patch: Patching, module: torch.nn.Module, operand: str, given: torch.dtype, to: torch.dtype) -> None:
     """A cast that a layer's patch makes where torch would not have raised: so that the layer computes as it trained."""
     if given is not to:
-        path = module.__dict__.get(PATH, "")
+        path = _path(module)
         _publish(module, Cast(path, type(module).__name__, "forward", operand, given, to, patch.name, needed=False))
 
 
@@ -238,6 +242,13 @@ def _cast(
     """A cast in words."""
     operand = _OPERANDS.get(operand, operand)
     return Cast(path, type(module).__name__, name_of(operation), operand, *dtypes, patch, kind)
+
+
+def _path(module: torch.nn.Module) -> str:
+    """The path that our forward of the module knows, if it has one."""
+    own = vars(module)
+    forward = own.get("_old_forward", own.get("forward"))
+    return vars(forward).get("path", "") if isinstance(forward, Bound) else ""
 
 
 def _publish(module: torch.nn.Module, cast: Cast) -> None:

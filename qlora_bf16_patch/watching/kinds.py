@@ -10,43 +10,33 @@ import torch
 from ..numerics.dtypes import autocast_is_on
 
 Kind = tuple[Any, ...]
-_LONGEST = 8  # items of a sequence that are looked at: more of them are alike
 
 
 def kind_of(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kind:
     """Two calls of one kind run the same operations on the same dtypes, but for branches on data.
 
     It holds whether the module trains, whether there are gradients, autocast and its dtype, the arguments' dtypes, one
-    token or more, which arguments are there, and what each that is no tensor is (a flag, a cache).
+    token or more, which arguments are there, and the class' name of each that is not a tensor. What a list, a dict or
+    a cache holds is not looked at: it differs from call to call.
     """
-    told: list[Any] = []
     first = None
+    found: list[Any] = []
     for value in args:
         if isinstance(value, torch.Tensor):
             first = value if first is None else first
-            told.append(value.dtype)
+            found.append(value.dtype)
         else:
-            told.append(_told(value))
+            found.append(value if value is None or value is True or value is False else type(value).__name__)
     for name, value in kwargs.items():
         if isinstance(value, torch.Tensor):
             first = value if first is None else first
-            told.append((name, value.dtype))
+            found.append((name, value.dtype))
         elif value is not None:
-            told.append((name, value if value is True or value is False else _told(value)))
+            found.append((name, value if value is True or value is False else type(value).__name__))
     device = "cpu" if first is None else first.device.type
     autocast = torch.get_autocast_dtype(device) if autocast_is_on(device) else None
     one_token = first is not None and first.dim() > 1 and not first.is_nested and first.shape[1] == 1
-    return module.training, torch.is_grad_enabled(), device, autocast, one_token, *told
-
-
-def _told(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.dtype
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, (list, tuple)):
-        return type(value), *map(_told, value[:_LONGEST])
-    return type(value)
+    return module.training, torch.is_grad_enabled(), device, autocast, one_token, *found
 
 
 def spoken_kind(kind: Kind | None) -> str:

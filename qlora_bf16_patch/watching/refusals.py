@@ -13,8 +13,8 @@ from ..numerics.mode import refused
 from ..numerics.places import module_of, path_of
 from .events import CastRefused, name_of
 
-# What torch says of dtypes that do not fit: its messages have no class of their own. It decides alone whether a call
-# that failed is worth running again under the mode, which finds out whether dtypes were the reason.
+# What torch says of dtypes that do not fit: its messages have no class of their own. It decides alone whether a
+# forward that failed is worth running again under the mode, which finds out whether dtypes were the reason.
 _OF_DTYPES = re.compile(
     r"same dtype|dtypes?\b.*\bmatch|scalar ?type|mixed dtype|without overflow|query dtype|desired output type"
     r"|type promot|storage dtype|and (bias|weight) type|dtypes? to be|different dtypes?|input dtype"
@@ -32,18 +32,22 @@ def is_of_dtypes(error: Exception) -> bool:
     return not _is_the_models_own(error)
 
 
+# On an error: why the forward in which it was raised was not run again.
+HINDRANCE = "_qlora_bf16_patch_hindrance"
+
+
 def place_of(error: Exception, root: torch.nn.Module) -> str:
     """Path of the innermost module whose forward was running, and its statement."""
     trace = list(traceback.walk_tb(error.__traceback__))
     modules = modules_on(error)
     path = path_of(modules[-1] if modules else root, root)
-    theirs = [place for place in trace if not _is_torchs_or_ours(place[0])]
+    theirs = [place for place in trace if not is_torchs_or_ours(place[0])]
     statement = traceback.StackSummary.extract(iter(theirs[-1:]))[0].line if theirs else ""
     return f"{path}, `{statement}`" if statement else path
 
 
 def modules_on(error: Exception) -> list[torch.nn.Module]:
-    """The modules whose forwards were running, the innermost last."""
+    """The modules whose calls were running, the innermost last."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return [module for frame in frames if (module := module_of(frame)) is not None]
 
@@ -62,35 +66,20 @@ def refusal(error: Exception, root: torch.nn.Module) -> str:
     return f"torch refused {operation_of(error)} in {place_of(error, root)}"
 
 
-WRITTEN = "it may have written to its arguments"
-EXCHANGED = "it has exchanged tensors with other processes, which may not run theirs again"
-
-
-def why_not_mended(error: Exception, hindrance: str | None, got_past: bool) -> str:
-    """The rest of that sentence, and what to do.
-
-    Args:
-        error: torch's refusal.
-        hindrance: why the call was not run again under the patch, where it was not.
-        got_past: whether another error came instead then.
-    """
-    if got_past:
+def why_it_stays(error: Exception) -> str:
+    """The rest of that sentence, and what to do."""
+    hindrance = error.__dict__.get(HINDRANCE)
+    if hindrance is not None:
         return (
-            ". This error came when the call was run again, with packed weights' dtypes told as those that they were "
-            "quantized from. Where the model asks for them to see whether its weights are packed, that may be why; "
-            "please report it then."
-        )
-    if hindrance:
-        return (
-            f", which no call of this kind had shown before. It was not run again under the patch, since {hindrance}; "
-            "the next call of this kind is watched, and mended."
+            ", which no call of this kind had shown before. The forward was not run again with the operands cast, "
+            f"since {hindrance}. The next call of this kind is watched from its start, and fixed."
         )
     seen = refused(error)
     if seen is not None and len(seen[1]) < 2:
-        return ": not for a mixture of floating dtypes, so there is nothing that the patch could cast."
+        return ": not because of mixed floating dtypes, so there is nothing that the patch could cast."
     return (
-        ", under the patch as well, which knows no cast that torch would take. Cast one operand to the dtype of the "
-        "other where it is made, and please report it."
+        ". The patch knows no cast that torch would take. Cast one operand to the dtype of the other where it is made, "
+        "and please report it."
     )
 
 
@@ -99,7 +88,8 @@ def add_note(error: Exception, text: str) -> None:
         error.add_note(text)
 
 
-def _is_torchs_or_ours(frame: FrameType) -> bool:
+def is_torchs_or_ours(frame: FrameType) -> bool:
+    """Whether a frame runs code of torch, or of this package."""
     name: str = frame.f_globals.get("__name__", "")
     return name.startswith(("torch.", __name__.partition(".")[0]))
 
@@ -109,6 +99,6 @@ def _is_the_models_own(error: Exception) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or _is_torchs_or_ours(trace.tb_frame):
+    if trace is None or is_torchs_or_ours(trace.tb_frame):
         return False
     return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]

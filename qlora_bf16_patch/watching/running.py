@@ -17,11 +17,8 @@ class _Here(threading.local):
     kind: Kind | None = None
     root: Any = None
     gradients = False  # whether it has any: a model may switch them off for a part, and so does a reentrant checkpoint
-    refused_in: tuple[Any, ...] = ()  # the modules around the operation that failed last
-    answering: frozenset[Any] = frozenset()  # modules in which a read was answered
-    found: frozenset[Any] = frozenset()  # modules that were marked by the call itself, so that their mode is not on yet
-    readers: frozenset[type] = frozenset()  # classes of modules that have read a dtype which is not what it seems
-    answers: frozenset[type] = frozenset()  # classes of modules in which such a read is answered
+    readers: frozenset[Any] = frozenset()  # our forwards that have read a dtype which is not what it seems
+    answers: Any = None  # the one of them that runs again, in which such a read is answered
 
 
 here = _Here()
@@ -33,9 +30,11 @@ def within_gradients() -> bool:
 
 
 def has_compiled_parts(root: torch.nn.Module) -> bool:
-    """Whether some of its modules are compiled by themselves: ``module.compile()``, or ``torch.compile(module)``."""
+    """Whether some of its modules, or functions that they hold, are compiled by themselves."""
     return any(
-        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module, "_orig_mod")
+        or any("_torchdynamo_orig_callable" in getattr(value, "__dict__", ()) for value in vars(module).values())
         for module in root.modules()
     )
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..numerics.places import is_forwards
+
 if TYPE_CHECKING:
     from .events import Patching, Record
 
@@ -39,8 +41,10 @@ def _tell(context: Any) -> None:
         _value(frame, name) for name in ("record", "operation", "operand", "given", "to", "module")
     )
     modules = list(_modules(frame))
-    if isinstance(record, Record) and modules:
-        record.tell(module or modules[0], modules[-1], operation, operand, (given, to), KIND)
+    if isinstance(record, Record):
+        innermost = module or (modules[0] if modules else None)
+        if innermost is not None:
+            record.tell(innermost, modules[-1] if modules else innermost, operation, operand, (given, to), KIND)
     elif record is not None and module is not None:
         tell_heard(record, module, modules[-1] if modules else None, operation, operand, (given, to))
 
@@ -48,8 +52,10 @@ def _tell(context: Any) -> None:
 def _modules(frame: Any) -> Iterator[torch.nn.Module]:
     """Those whose forwards are being traced, the innermost first."""
     while frame is not None:
-        if frame.f_code.co_name == "forward":
-            module = _value(frame, "self")
+        code = frame.f_code
+        if code.co_argcount and (code.co_name == "forward" or is_forwards(code)):
+            value = _value(frame, code.co_varnames[0])
+            module = value.instance() if is_forwards(code) else value
             if isinstance(module, torch.nn.Module):
                 yield module
         frame = getattr(frame, "parent", None)

@@ -1,77 +1,79 @@
-"""The watch over a patch's models: verdicts by module and kind of call, and what was cast."""
+"""The watch over a patch's models: which modules need casts in which kinds of call, found by looking.
+
+The first call of each kind runs under the function mode: an operation that torch refuses is cast where it stands, and
+the module around it keeps the mode for calls of that kind. All other calls run as they are. An operation that torch
+refuses in one of those is caught at the innermost module, which runs again under the mode where nothing forbids it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import sys
+import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from ..engine.installation import Installation
+from ..numerics.autocast import NOTHING
 from ..numerics.checkpoints import rerun_within
-from ..numerics.collectives import exchanged
 from ..numerics.compiling import leave_the_mode_uncompiled, trace_attributes_without_modes
-from ..numerics.mode import ERRORS, Asked, CastOnMismatch, is_on
-from ..numerics.places import modules_around, path_of
-from .events import CastRefused, Record
+from ..numerics.mode import ERRORS, Asked, CastOnMismatch, is_on, refusal_at_hand, refused
+from ..numerics.places import forward_of, frames, module_of
+from .again import Written, hindrance, storage, storages
+from .events import Record
+from .handlers import is_handled
 from .kinds import Kind, kind_of
-from .refusals import EXCHANGED, WRITTEN, add_note, is_of_dtypes, modules_on, refusal, why_not_mended
-from .rewind import Snapshot
+from .refusals import HINDRANCE, add_note, is_of_dtypes, is_torchs_or_ours, refusal, why_it_stays
 from .running import has_compiled_parts, here
 from .tracing import tell_while_tracing
+from .watched import Watched, parts_of, see_training
 
-Call = Callable[[], Any]
-# What a host's tensors need handled, made for one run under the mode. The first argument is told where it casts; the
-# second is asked where a dtype is read that is not what it seems, whether to answer with another.
-Handlers = Callable[[Asked, Callable[[], bool]], Mapping[Any, Callable[..., Any]]]
+# What a quantizer's tensors need handled, made for one run under the mode. The first argument is told where it casts;
+# the second is asked whether a read of a dtype that is not what it seems is answered with another; the third, when
+# activations are cast to integers, gives what to call where a quantized layer is given those.
+Handlers = Callable[[Asked, Callable[[], bool], Callable[[], Any]], Mapping[Any, Callable[..., Any]]]
+_MOST = 1000  # kinds that are remembered of a model
 
 
 class Watch:
-    """Finds the modules whose operations torch would refuse, and tells them.
+    """Finds the modules whose operations torch would refuse.
 
     Args:
-        patch: name of the patch that casts, for messages.
-        mark: called with each module that is found and its path, to give it a forward that asks :meth:`needs_cast`.
+        installation: of the patch that casts.
         passes: whether a module's operations are left to torch, with all that it holds: k-bit layers and their adapters
             have patches of their own.
-        is_silent: whether there is something in a model that torch would take and that yet has to be handled.
-        handlers: functions that a host's tensors need handled.
-        strict: asked at each cast whether to raise instead.
+        register: called with a model and its path before it is looked at: modules may have been put in since.
+        handlers: functions that a quantizer's tensors need handled.
     """
 
     def __init__(
         self,
-        patch: str,
-        mark: Callable[[torch.nn.Module, str], None],
+        installation: Installation,
         passes: Callable[[torch.nn.Module], bool],
-        is_silent: Callable[[torch.nn.Module], bool],
+        register: Callable[..., None],
         handlers: Handlers,
-        strict: Callable[[], bool],
     ) -> None:
-        self._is_silent = is_silent
-        self.record = Record(patch, strict)
-        self._mark, self._passes, self._handlers = mark, passes, handlers
-        self._known: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
-        self._marked: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
-        self._answered: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
-        self._looked_for: weakref.WeakKeyDictionary[torch.nn.Module, set[Kind]] = weakref.WeakKeyDictionary()
-        self._exchanging: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self.record = Record(installation.name, lambda: installation.strict)
+        self._installation, self._passes, self._register, self._handlers = installation, passes, register, handlers
+        # By model the kinds of call: True for one that is known, False for one that the program has left once.
+        self._known: weakref.WeakKeyDictionary[torch.nn.Module, dict[Kind, bool]] = weakref.WeakKeyDictionary()
 
-    def mode(self, module: torch.nn.Module, marks: bool = False, kind: Kind | None = None) -> CastOnMismatch:
-        """The mode for a call of ``module``.
+    def mode(self, owner: Watched | None, marks: bool = False, kind: Kind | None = None) -> CastOnMismatch:
+        """The mode for a call of a module.
 
         Args:
-            module: its casts are told with paths in this one.
+            owner: the module's forward; nothing outside of it is cast.
             marks: whether the modules in which it casts are marked.
             kind: the kind of call that it is a part of, where that is over: a checkpoint's in the backward.
         """
         if "torch._dynamo" in sys.modules:
             leave_the_mode_uncompiled()
-        asked = functools.partial(self._asked, module, marks, kind)
-        return CastOnMismatch(asked, self._handlers(asked, self._answers))
+        asked = functools.partial(self._asked, owner, marks, kind)
+        return CastOnMismatch(asked, self._handlers(asked, self._answers, self._source_kept))
 
     def while_compiling(self) -> contextlib.AbstractContextManager[Any]:  # pragma: no cover: Dynamo traces it
         """The mode, once. Dynamo traces it at no cost at run time, and has no frames to read."""
@@ -80,129 +82,154 @@ class Watch:
         trace_attributes_without_modes()
         return CastOnMismatch(self._asked_while_compiling)
 
-    def needs_cast(self, module: torch.nn.Module) -> bool:
-        """Whether a marked module is to run under the mode: for the kinds of call that were found to need it.
+    def call(self, entry: Watched, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a model, or of a stack of layers, in a thread where no watched one is running."""
+        root = entry.__self__
+        see_training(root, args, kwargs)
+        kind = (*kind_of(root, args, kwargs), *parts_of(root))
+        known = self._known.setdefault(root, {})
+        looks = not known.get(kind) and not has_compiled_parts(root)
+        if not known.get(kind):
+            self._register(root, path=entry.path)
+        looks = looks or torch._C._is_tracing()  # torch.jit's tracer cannot run a forward again
+        with self._during(entry, kind, looks):
+            result = entry(*args, **kwargs)
+        if (looks or kind in entry.kinds) and isinstance(result, (types.GeneratorType, types.CoroutineType)):
+            steps = self._steps(entry, kind, result)
+            return steps if isinstance(result, types.GeneratorType) else _awaited(steps)
+        return result
 
-        A call outside of a watched one (a user's of the module itself, a checkpoint's in the backward) always is.
-        """
-        kinds = self._marked.get(module)
-        return here.kind is None or kinds is None or here.kind in kinds
-
-    def is_marked(self, module: torch.nn.Module) -> bool:
-        """Whether a cast was found in a module, in any kind of call."""
-        return module in self._marked
-
-    def found_in(self, module: torch.nn.Module) -> bool:
-        """Whether operations of a module's own forward were found to need a cast in the call that is running."""
-        return here.kind in self._marked.get(module, ())
-
-    def call(self, root: torch.nn.Module, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run ``call()``, a call of ``root`` with these arguments, in a thread where no watched one is running."""
-        kind = kind_of(root, args, kwargs)
-        here.kind, here.root, here.gradients, here.found = kind, root, torch.is_grad_enabled(), frozenset()
-        failed = later = hindrance = None
+    @contextlib.contextmanager
+    def _during(self, entry: Watched, kind: Kind, looks: bool) -> Iterator[None]:
+        root = entry.__self__
+        known = self._known[root]
+        here.kind, here.root, here.gradients = kind, root, torch.is_grad_enabled()
         try:
-            is_new, before = kind not in self._known.get(root, ()), exchanged()
-            snapshot = Snapshot((*args, *kwargs.values()), copies=is_new)
-            for attempt in self._attempts(root, kind, snapshot):
-                try:
-                    with attempt:
-                        result = call()
-                except ERRORS as error:
-                    if is_of_dtypes(error) and not torch._C._is_tracing():
-                        failed = error
-                        here.refused_in = tuple(modules_on(error))
-                    elif failed is None or not here.answers or isinstance(error, CastRefused):
-                        raise
-                    else:
-                        later = error  # of the answer's making, or behind what it mends
-                else:
-                    self._known.setdefault(root, set()).add(kind)
-                    if is_new and exchanged() != before:
-                        self._exchanging.add(root)
-                    for module in here.answering:
-                        self._answered.setdefault(module, set()).add(kind)
-                    if failed is not None and not here.found:
-                        # Cast where no frame tells the place, as in a block that was compiled by itself.
-                        self._marked.setdefault(root, set()).add(kind)
-                    return result
-                # Other processes, in whose calls torch has refused nothing, would not exchange a second time.
-                alone = not is_new and exchanged() != before
-                if alone or not snapshot.restore():
-                    hindrance = EXCHANGED if alone else WRITTEN
-                    break
-            assert failed is not None
-            self._known.get(root, set()).discard(kind)
-            self._looked_for.setdefault(root, set()).add(kind)
-            reason = why_not_mended(failed, hindrance, got_past=later is not None)
-            add_note(later or failed, f"{self.record.patch}: {refusal(failed, root)}{reason}")
-            if later is not None:
-                raise later from failed
-            raise failed
+            with self.mode(entry, marks=True) if looks else NOTHING:
+                yield
+        except BaseException as error:
+            if isinstance(error, ERRORS) and is_of_dtypes(error):
+                known.pop(kind, None)
+                add_note(error, f"{self.record.patch}: {refusal(error, root)}{why_it_stays(error)}")
+            else:  # a program that leaves its forwards by an exception, each time, has its kinds of call, too
+                known[kind] = kind in known
+            raise
+        else:
+            if len(known) > _MOST:
+                known.clear()
+            known[kind] = True
         finally:
             here.__dict__.clear()
 
-    def _attempts(
-        self, root: torch.nn.Module, kind: Kind, snapshot: Snapshot
-    ) -> Iterator[contextlib.AbstractContextManager[Any]]:
-        """What to run a call in, one after another until torch refuses no dtypes in it.
+    def _steps(self, entry: Watched, kind: Kind, generator: Any) -> Generator[Any, Any, Any]:
+        """A forward that yields, or awaits: each part of it runs as the call's own."""
+        step = functools.partial(generator.send, None)
+        while True:
+            try:
+                with self._during(entry, kind, looks=True):
+                    try:
+                        item = step()
+                    except StopIteration as stop:
+                        return stop.value
+                step = functools.partial(generator.send, (yield item))
+            except GeneratorExit:
+                generator.close()
+                raise
+            except BaseException as error:
+                if generator.gi_frame is None if isinstance(generator, types.GeneratorType) else not generator.cr_frame:
+                    raise
+                step = functools.partial(generator.throw, error)
 
-        What works runs as it is, in the first call, too; one in which torch refuses an operation is run again under the
-        mode. A first call that is given a cache, which it may write to in place, runs under the mode at once, and so
-        does one of a model that exchanges tensors with other processes.
+    def may_run_again(self, forward: Watched, error: Exception, args: Any, kwargs: Any) -> bool:
+        """Whether a module's forward, in which torch has refused dtypes, is to run again: for the innermost one first.
+
+        Either the operation came in a call that did not run under the mode, or the mode had nothing to cast: a packed
+        weight's dtype was read then, in this forward.
         """
-        if kind in self._marked.get(root, ()) or torch._C._is_tracing():  # operations of its own forward
-            yield self.mode(root)
-        elif kind in self._known.get(root, ()) or not self._looks_first(root, kind, snapshot):
-            yield contextlib.nullcontext()
-        yield self.mode(root, marks=True)
-        while reader := self._next_reader():
-            here.answers |= {reader}
-            here.answering = here.readers = frozenset()
-            yield self.mode(root, marks=True)
+        if not self._installation.on or torch._C._is_tracing() or not is_of_dtypes(error):
+            return False
+        reads = forward in here.readers and here.answers is not forward
+        was_run_again = HINDRANCE in error.__dict__
+        if error.__dict__.get(HINDRANCE) or ((was_run_again or refused(error) is not None) and not reads):
+            return False
+        if is_handled(error, _frames_of_the_program()):
+            return False
+        error.__dict__[HINDRANCE] = hindered = hindrance(forward.__self__, args, kwargs, self._passes)
+        return hindered is None
 
-    def _next_reader(self) -> type | None:
-        """The class of the innermost module around the refused operation that has read a packed weight's dtype.
+    def run_again(self, forward: Watched, failed: Exception, args: Any, kwargs: Any) -> Any:
+        """A module's forward, under the mode; as long as nothing is cast it must not write to what it was given."""
+        untouchable = storages(forward.__self__, args, kwargs, self._passes)
 
-        Others of its class are answered as well, and what is around it only where that does not do.
-        """
-        classes = map(type, reversed(here.refused_in))
-        return next((cls for cls in classes if cls in here.readers and cls not in here.answers), None)
+        def before_write(tensor: torch.Tensor) -> None:
+            if storage(tensor) in untouchable:
+                raise Written
 
-    def _looks_first(self, root: torch.nn.Module, kind: Kind, snapshot: Snapshot) -> bool:
-        if kind in self._looked_for.get(root, ()):  # the last one failed, and could not be run again
-            return True
-        at_once = root in self._exchanging or (snapshot.holds_something and not torch.is_grad_enabled())
-        return (at_once and not has_compiled_parts(root)) or self._is_silent(root)
+        before, here.answers = here.answers, forward if forward in here.readers else here.answers
+        try:
+            with self.mode(forward, marks=True) as mode:
+                mode.before_write = before_write
+                return forward.original(*args, **kwargs)
+        except Written:
+            failed.__dict__[HINDRANCE] = "it has written to a tensor that it was given, or that it holds"
+            raise failed from None
+        except ERRORS as error:
+            error.__dict__.setdefault(HINDRANCE, None)
+            raise
+        finally:
+            here.answers = before
+            del failed  # its traceback holds this frame
 
     def _answers(self) -> bool:
         """A packed weight's dtype is read: whether the module that does is told what the weight was quantized from."""
-        around = self._around(here.root)
-        if not around:
+        _, forward = self._around(None) or (None, None)
+        if forward is None:
             return False
-        innermost, kinds = around[0], self._answered.get(around[0], ())
-        if here.kind is None:  # outside of a watched call: see `needs_cast`
-            return bool(kinds)
-        here.readers |= {type(innermost)}
-        if type(innermost) in here.answers:
-            here.answering |= {innermost}
-            return True
-        return here.kind in kinds
+        if here.answers is forward:
+            forward.answered |= {here.kind}
+        else:
+            here.readers |= {forward}
+        return here.kind in forward.answered or (here.kind is None and bool(forward.answered))
 
-    def _around(self, owner: torch.nn.Module | None) -> list[torch.nn.Module] | None:
-        """The modules around what is running, the innermost first, up to ``owner``; None inside of a k-bit layer."""
-        around = []
-        for module in modules_around():
+    def _source_kept(self) -> Callable[[torch.dtype, torch.dtype], None] | None:
+        """Activations are cast to integers: what to call where a quantized layer is given those, and takes the source.
+
+        None where the module has not read a packed weight's dtype.
+        """
+        innermost, forward = self._around(None) or (None, None)
+        if innermost is None or forward is None or forward not in here.readers:
+            return None
+        kind, root = here.kind, here.root
+
+        def taken(given: torch.dtype, to: torch.dtype) -> None:
+            self.record.tell(innermost, root or innermost, "dtype", "packed weight", (given, to), kind)
+            forward.kinds |= {kind}
+            forward.answered |= {kind}
+
+        return taken
+
+    def _around(self, owner: Watched | None) -> tuple[Any, Any] | None:
+        """The innermost module around what is running, and the innermost of our forwards; None inside of a k-bit layer.
+
+        They differ for a hook of the module, and for a module that came after the model was registered. Where no call
+        of a module is running (a generator's code, a checkpoint's in the backward) they are the mode's own.
+        """
+        innermost = None
+        for frame in frames():
+            module = module_of(frame)
+            if module is None:
+                continue
             if self._passes(module):
                 return None
-            around.append(module)
-            if module is owner:
-                break
-        return around
+            innermost = innermost or module
+            forward = forward_of(frame)
+            if isinstance(forward, Watched):
+                return innermost, forward
+        return innermost or (None if owner is None else owner.instance()), owner
 
     def _asked(
         self,
-        owner: torch.nn.Module | None,
+        owner: Watched | None,
         marks: bool,
         kind: Kind | None,
         func: Any,
@@ -210,32 +237,25 @@ class Watch:
         given: torch.dtype,
         to: torch.dtype,
     ) -> bool:
-        """Called by the mode of ``owner`` before a cast: finds the place, tells it, marks it."""
+        """Called by the mode of ``owner`` before a cast: finds the place, records it, marks it."""
         if torch.compiler.is_compiling():
             return True  # a part that is compiled by itself: there are no frames to read
-        around = self._around(owner)
-        if around is None:
+        if not self._installation.on:
             return False
-        if not around:
-            return True  # in no module's forward
-        innermost, kind = around[0], kind or here.kind
-        self.record.tell(innermost, here.root or around[-1], func, operand, (given, to), kind)
-        if marks and here.kind is not None:
-            self._mark_one(around, here.kind)
-        rerun_within(functools.partial(self.mode, innermost, kind=kind))
+        found = self._around(owner)
+        if found is None:
+            return False
+        (innermost, forward), kind = found, kind or here.kind
+        if innermost is None:
+            return True
+        if self.record.is_new(innermost, func, operand, (given, to)):
+            if is_handled(refusal_at_hand(), _frames_of_the_program()):
+                return False
+        self.record.tell(innermost, here.root or innermost, func, operand, (given, to), kind)
+        if marks and forward is not None:
+            forward.kinds |= {here.kind}
+        rerun_within(functools.partial(self.mode, forward, kind=kind))
         return True
-
-    def _mark_one(self, around: list[torch.nn.Module], kind: Kind) -> None:
-        """Mark the innermost module whose own mode would see the operation: a hook runs outside of its forward."""
-        for module in around:
-            if module in here.found:
-                return
-            kinds = self._marked.setdefault(module, set())
-            if kind not in kinds:
-                kinds.add(kind)
-                here.found |= {module}
-                self._mark(module, path_of(module, here.root))
-                return
 
     def _asked_while_compiling(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
         if not torch.compiler.is_compiling():  # behind a graph break
@@ -243,8 +263,8 @@ class Watch:
         self.tell(None, func, operand, given, to)
         return True
 
-    def tell(self, module: Any, operation: Any, operand: str, given: torch.dtype, to: torch.dtype) -> None:
-        """Tell a cast once, or raise in strict mode.
+    def tell(self, module: Any, operation: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
+        """Record a cast that a module's own forward makes.
 
         Args:
             module: the innermost one around it; None where Dynamo traces, and finds out.
@@ -252,8 +272,39 @@ class Watch:
             operand: which of its operands is cast.
             given: its dtype.
             to: the dtype that it is cast to.
+
+        Returns:
+            Whether it may be made: not where the program handles torch's error itself.
+
+        Raises:
+            CastRefused: in strict mode.
         """
         if torch.compiler.is_compiling():
             tell_while_tracing(self.record, operation, operand, given, to, module)
-        else:
-            self.record.tell(module, here.root or module, operation, operand, (given, to), here.kind)
+            return True
+        if self.record.is_new(module, operation, operand, (given, to)):
+            if is_handled(refusal_at_hand(), _frames_of_the_program()):
+                return False
+        self.record.tell(module, here.root or module, operation, operand, (given, to), here.kind)
+        return True
+
+
+def _frames_of_the_program() -> list[Any]:
+    """The frames from the running code to the outermost forward of ours, torch's and ours left out."""
+    found: list[Any] = []
+    end = 0
+    for frame in frames():
+        if forward_of(frame) is not None or frame.f_code is Watch._steps.__code__:
+            end = len(found)
+        elif not is_torchs_or_ours(frame):
+            found.append(frame)
+    return found[:end]
+
+
+async def _awaited(steps: Generator[Any, Any, Any]) -> Any:
+    return await _as_awaitable(steps)
+
+
+@types.coroutine
+def _as_awaitable(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    return (yield from steps)

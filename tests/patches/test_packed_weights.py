@@ -287,11 +287,8 @@ class FailsBehindTheCast(Directly):
         raise NotImplementedError("no such kernel")
 
 
-def test_an_error_behind_a_read_that_was_answered_comes_through_and_says_so():
+def test_an_error_behind_such_a_cast_comes_through():
     model = models(FailsBehindTheCast, 4)[0]
     for _ in range(2):
-        with pytest.raises(NotImplementedError, match="no such kernel") as raised:
+        with pytest.raises(NotImplementedError, match="no such kernel"):
             model(torch.randn(2, 64))
-        assert "torch.uint8" in str(raised.value.__cause__)
-        if hasattr(raised.value, "__notes__"):  # Python 3.11
-            assert "in part.layer, `return self.layer(x.to(self.layer.weight.dtype))`" in raised.value.__notes__[0]

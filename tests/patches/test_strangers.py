@@ -161,9 +161,9 @@ def test_a_copied_head_of_another_class_is_guarded_once():
 
 
 def test_a_module_that_cannot_be_looked_at_is_left_alone_and_told(monkeypatch):
-    model, look = Alone(nn.Linear(64, 64)), boundary._forward_for
+    model, look = Alone(nn.Linear(64, 64)), boundary._forward_class
     model.odd = nn.Bilinear(2, 2, 2)
-    monkeypatch.setattr(boundary, "_forward_for", lambda module: 1 / 0 if module is model.odd else look(module))
+    monkeypatch.setattr(boundary, "_forward_class", lambda cls: 1 / 0 if cls is nn.Bilinear else look(cls))
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["proj"]))
     assert adapted(torch.randn(2, 64)).shape == (2, 64)
     (row,) = (row for row in qlora_bf16_patch.status() if row.name == "peft.boundary")

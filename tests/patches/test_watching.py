@@ -1,4 +1,4 @@
-"""peft.boundary: what a first call of a kind did not show is found, and a call that works never runs twice."""
+"""peft.boundary: what a first call of a kind shows is known, what it did not show is found, and nothing runs twice."""
 
 import contextlib
 import copy
@@ -8,13 +8,11 @@ import threading
 import pytest
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutput
 
 import qlora_bf16_patch
 from qlora_bf16_patch import _registry as registry
 from qlora_bf16_patch.patches import boundary
 from qlora_bf16_patch.watching import refusals
-from qlora_bf16_patch.watching.rewind import Snapshot
 from toys import devices
 from toys.layers import linear4bit
 from toys.models import Alone, Model, Toy, lora_model
@@ -78,14 +76,14 @@ def inputs(model):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_operations_in_a_stacks_own_forward_are_cast_and_only_the_call_that_failed_runs_twice(gradients):
+def test_operations_in_a_stacks_own_forward_are_cast_and_no_call_runs_twice(gradients):
     stack = Stack()
     model, x = lora_model(toy=Model(stack)), torch.randn(1, 4, 64)
     with torch.set_grad_enabled(gradients):
         first = model(x)
         for _ in range(3):
             assert torch.equal(model(x), first)
-    assert stack.calls == 5
+    assert stack.calls == 4
 
 
 def test_a_branch_and_an_expert_that_the_first_call_did_not_take_are_found_and_then_known():
@@ -96,34 +94,10 @@ def test_a_branch_and_an_expert_that_the_first_call_did_not_take_are_found_and_t
         assert model(one).dtype == F32
         calls = experts.calls
         assert model(other).dtype == F32
-        assert experts.calls == calls + 2  # it raised, and was run again
+        assert experts.calls == calls + 1  # its forward ran again, and not the call
         for x in (one, other, one, other):
             assert model(x).dtype == F32
-        assert experts.calls == calls + 6
-
-
-def test_what_a_call_that_is_run_again_has_written_to_its_arguments_is_taken_back():
-    experts, cache = Experts(), Appended()
-    model = lora_model(toy=Model(experts)).eval()
-    one, other = inputs(model)
-    with torch.no_grad():
-        model(one, cache=cache)
-        model(other, cache=cache)
-    assert experts.calls == 3
-    assert len(cache.seen) == 2
-
-
-def test_arguments_of_classes_that_refuse_dicts_methods_are_put_back():
-    class Frozen(dict):
-        update = clear = __delitem__ = None
-
-    output, frozen, items = BaseModelOutput(last_hidden_state=1), Frozen(b=2), [3]
-    snapshot = Snapshot([output, frozen, items])
-    output["attentions"] = 4
-    dict.clear(frozen)
-    items.append(5)
-    assert snapshot.restore()
-    assert (list(output), output["last_hidden_state"], dict(frozen), items) == (["last_hidden_state"], 1, {"b": 2}, [3])
+        assert experts.calls == calls + 5
 
 
 class Appended:
@@ -136,18 +110,8 @@ class Appended:
         self.seen = [*self.seen, dtype]
 
 
-class Buffer:
-    """A cache that is written to in place."""
-
-    def __init__(self):
-        self.seen = torch.zeros(1)
-
-    def append(self, _dtype):
-        self.seen += 1
-
-
-def test_a_call_that_wrote_in_place_is_not_run_again_says_so_and_the_next_one_is_mended():
-    experts, cache = Experts(), Buffer()
+def test_a_late_call_that_was_given_a_cache_is_not_run_again_says_so_and_the_next_one_is_fixed():
+    experts, cache = Experts(), Appended()
     model = lora_model(toy=Model(experts)).eval()
     one, other = inputs(model)
     with torch.no_grad():
@@ -156,9 +120,10 @@ def test_a_call_that_wrote_in_place_is_not_run_again_says_so_and_the_next_one_is
             model(other, cache=cache)
         if hasattr(raised.value, "__notes__"):
             assert re.search(r"\(.* float .* in part, `x = x @ self.experts\[0\].gate @", raised.value.__notes__[0])
-            assert "the next call of this kind is watched" in raised.value.__notes__[0]
+            assert "since it was given a Appended, which it may have written to" in raised.value.__notes__[0]
+            assert "The next call of this kind is watched" in raised.value.__notes__[0]
         assert model(other, cache=cache).dtype == F32
-    assert cache.seen == 3
+    assert len(cache.seen) == 3
 
 
 class Raises(Counted):
@@ -214,7 +179,7 @@ def test_a_deep_copy_is_watched_anew():
 
 
 @pytest.mark.parametrize("mismatch", [False, True])
-def test_blocks_that_are_compiled_by_themselves_are_compiled_anew_only_where_they_mismatch(mismatch):
+def test_blocks_that_are_compiled_by_themselves_are_compiled_once(mismatch):
     def graphs():
         torch._dynamo.reset()
         counter = torch._dynamo.testing.CompileCounter()
@@ -227,12 +192,10 @@ def test_blocks_that_are_compiled_by_themselves_are_compiled_anew_only_where_the
                 assert model(x if mismatch else x.to(BF16)).dtype == (F32 if mismatch else BF16)
         return counter.frame_count
 
-    if mismatch:
-        assert graphs() == 2  # where it was looked at, and from then on
-    else:
+    if not mismatch:
         with qlora_bf16_patch.disabled():
-            unpatched = graphs()
-        assert graphs() == unpatched == 1
+            assert graphs() == 1
+    assert graphs() == 1
 
 
 def test_one_thread_trains_while_another_generates():
@@ -511,7 +474,7 @@ class AModule(nn.Module):
 
 
 @pytest.mark.parametrize("make", [ListOfMore, DictOfMore, AModule, Slotted])
-def test_what_an_argument_counts_is_counted_once_or_the_call_is_not_run_again(make):
+def test_what_an_argument_counts_is_counted_once(make):
     class Counts(nn.Module):
         def __init__(self):
             super().__init__()
@@ -522,11 +485,7 @@ def test_what_an_argument_counts_is_counted_once_or_the_call_is_not_run_again(ma
             return x @ self.gate
 
     model = lora_model(toy=Model(Counts())).eval()
-    for call in range(3):
+    for _ in range(3):
         cache = make()
-        if make is Slotted and call == 0:
-            with pytest.raises(RuntimeError, match="dtype"):
-                model(torch.randn(1, 4, 64), cache=cache)
-        else:
-            model(torch.randn(1, 4, 64), cache=cache)
+        model(torch.randn(1, 4, 64), cache=cache)
         assert cache.n == 1

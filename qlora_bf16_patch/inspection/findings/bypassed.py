@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from ...engine.binding import SHADOWED
 from ...engine.installation import Installation
 from ...engine.wrapping import reaches
 from ...hosts.accelerate import KEPT
@@ -45,10 +44,7 @@ def _entries(module: nn.Module) -> list[Any]:
     found = [own["forward"]] if "forward" in own else []
     if getattr(getattr(own.get("forward"), "func", None), "__module__", None) == "accelerate.hooks":
         found.append(own.get(KEPT))
-    found += own.get(SHADOWED, {}).values()
-    if not found or (SHADOWED in own and None in found):  # of a binding that shadows its class' own forward
-        found += _of_class(type(module))
-    return found
+    return found or [*_of_class(type(module))]
 
 
 def _of_class(cls: type) -> Iterator[Any]:

@@ -1,0 +1,92 @@
+"""Whether a module's forward, in which torch has refused an operation, may run a second time: unknown means no."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..numerics.checkpoints import is_inside
+
+_PLAIN = (bool, str, bytes, int, float, complex, slice, type(None), torch.dtype, torch.device, torch.Size)
+_HOLDERS = (list, dict, set, bytearray, collections.deque)
+_OWN = frozenset(vars(torch.nn.Module()))  # torch's own dicts of parameters, modules and hooks
+
+
+class Written(BaseException):
+    """A forward that runs again is about to write to what it was given, so it has written to it the first time.
+
+    The program's own handlers must not catch it.
+    """
+
+
+def hindrance(
+    module: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    passes: Callable[[torch.nn.Module], bool],
+) -> str | None:
+    """Why a forward must not run again: its first half may have changed something that no function mode can see.
+
+    Args:
+        module: its parts are called again, too.
+        args: what it was given.
+        kwargs: the same.
+        passes: whether a part is a layer that is known to write to nothing.
+
+    Returns:
+        The end of a sentence; None where it may run again, as long as it writes to no tensor of :func:`storages`.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return "it may have exchanged tensors with other processes, which do not run theirs again"
+    if module.training and is_inside():
+        return "it is inside of a checkpoint, whose random numbers it may have drawn"
+    for value in _items((*args, *kwargs.values())):
+        if not isinstance(value, (torch.Tensor, *_PLAIN)):
+            return f"it was given a {type(value).__name__}, which it may have written to"
+    for part in _parts(module, passes):
+        if part is not module and (part._forward_hooks or part._forward_pre_hooks):
+            return f"it calls hooks of a {type(part).__name__}"
+        if any(isinstance(value, _HOLDERS) and value for name, value in vars(part).items() if name not in _OWN):
+            return f"a {type(part).__name__} in it keeps a list or a dict, which it may have written to"
+    return None
+
+
+def _parts(module: torch.nn.Module, passes: Callable[[torch.nn.Module], bool]) -> Iterator[torch.nn.Module]:
+    if not passes(module):
+        yield module
+        for child in module.children():
+            yield from _parts(child, passes)
+
+
+def storages(
+    module: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    passes: Callable[[torch.nn.Module], bool],
+) -> frozenset[int]:
+    """The memory of the tensors that a forward was given, and of those that the module and its parts hold."""
+    tensors = [value for value in _items((*args, *kwargs.values())) if isinstance(value, torch.Tensor)]
+    for part in _parts(module, passes):
+        tensors += [value for value in (*part._parameters.values(), *part._buffers.values()) if value is not None]
+    return frozenset(key for tensor in tensors if (key := storage(tensor)))
+
+
+def storage(tensor: torch.Tensor) -> int | None:
+    """What tells one tensor's memory from another's; None of a tensor that has none of its own."""
+    with torch._C.DisableTorchFunction():
+        try:
+            return int(tensor.untyped_storage()._cdata)
+        except (NotImplementedError, RuntimeError):  # a subclass, sparse
+            return None
+
+
+def _items(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if type(value) is tuple:
+            yield from _items(value)
+        else:
+            yield value

@@ -1,0 +1,92 @@
+"""Whether the program itself handles an error that torch is about to raise: then it gets the error.
+
+The frames between the operation and the model's call are looked at, and of each the source text: a ``try`` around the
+running statement, with an ``except`` for this error that does not raise again, or ``contextlib.suppress``. Code without
+source text, and context managers that suppress errors by themselves, are not seen.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import functools
+import inspect
+import textwrap
+from collections.abc import Iterable, Sequence
+from types import CodeType, FrameType
+from typing import Any
+
+_TRIES = (ast.Try, *filter(None, [getattr(ast, "TryStar", None)]))
+
+
+def is_handled(error: Exception, frames: Iterable[FrameType]) -> bool:
+    """Whether one of the frames has a handler for the error around the statement that it runs."""
+    return any(_handles(frame, error) for frame in frames)
+
+
+def _handles(frame: FrameType, error: Exception) -> bool:
+    namespace = {**vars(builtins), **frame.f_globals}
+    for node in _around(frame.f_code, frame.f_lineno):
+        if isinstance(node, ast.With):
+            calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+            for call in calls:
+                if _value(call.func, namespace) is contextlib.suppress:
+                    if any(_catches(argument, error, namespace) for argument in call.args):
+                        return True
+        elif isinstance(node, _TRIES):
+            for handler in node.handlers:
+                if handler.type is None or _catches(handler.type, error, namespace):
+                    if not _raises(handler.body, {**namespace, **({handler.name: error} if handler.name else {})}):
+                        return True
+                    break
+    return False
+
+
+@functools.lru_cache(maxsize=64)
+def _around(code: CodeType, line: int) -> tuple[Any, ...]:
+    """The ``try`` and ``with`` statements of a function that are around a line, the innermost first."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, SyntaxError, TypeError, ValueError):
+        return ()
+    line -= code.co_firstlineno - 1
+    nodes: list[Any] = [node for node in ast.walk(tree) if isinstance(node, (ast.With, *_TRIES))]
+    return tuple(node for node in reversed(nodes) if node.body[0].lineno <= line <= (node.body[-1].end_lineno or 0))
+
+
+def _value(expression: ast.expr, namespace: dict[str, Any]) -> Any:
+    """The value of a name, an attribute or a tuple of those; anything else is not evaluated."""
+    if not all(isinstance(node, (ast.Name, ast.Attribute, ast.Tuple, ast.Load)) for node in ast.walk(expression)):
+        return None
+    with contextlib.suppress(Exception):
+        return eval(compile(ast.Expression(expression), "<handler>", "eval"), namespace)
+    return None
+
+
+def _catches(types: ast.expr, error: Exception, namespace: dict[str, Any]) -> bool:
+    found = _value(types, namespace)
+    found = found if isinstance(found, tuple) else (found,)
+    return any(isinstance(cls, type) and isinstance(error, cls) for cls in found)
+
+
+def _raises(body: Sequence[ast.stmt], namespace: dict[str, Any]) -> bool:
+    """Whether a handler raises again for this error: ``if "out of memory" not in str(error): raise``."""
+    for statement in body:
+        if isinstance(statement, ast.Raise):
+            return True
+        if isinstance(statement, ast.If) and _is_harmless(statement.test):
+            try:
+                taken = eval(compile(ast.Expression(statement.test), "<handler>", "eval"), namespace)
+            except Exception:
+                return False
+            if _raises(statement.body if taken else statement.orelse, namespace):
+                return True
+    return False
+
+
+def _is_harmless(test: ast.expr) -> bool:
+    """Whether a test can be evaluated beforehand: it calls nothing but ``str``, ``isinstance`` and methods of text."""
+    calls = [node.func for node in ast.walk(test) if isinstance(node, ast.Call)]
+    names = [func.id if isinstance(func, ast.Name) else getattr(func, "attr", "") for func in calls]
+    return all(name in ("str", "isinstance", "lower", "startswith", "find") for name in names)
