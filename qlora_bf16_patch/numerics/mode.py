@@ -5,7 +5,6 @@ A mode sees every call of torch's Python API in its block. Dynamo traces it (tor
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ Asked = Callable[[Any, str, torch.dtype, torch.dtype], bool]
 _OF_DTYPES = re.compile(
     r"type|precision|overflow|Float|Half|should be the same|did not match|primitive descriptor", re.IGNORECASE
 )
+_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")  # may name a type, too: of a kernel
 ERRORS = (RuntimeError, TypeError, ValueError)
 _CASTS = (torch.Tensor.to, torch.Tensor.type, torch.Tensor.type_as)
 _REFUSED = "_qlora_bf16_patch_refused"
@@ -125,9 +125,18 @@ class CastOnMismatch(TorchFunctionMode):
             if told and not self.may_cast(func, *told):
                 break
             if told:
-                with contextlib.suppress(*ERRORS):  # torch has no kernel in this dtype
+                try:
                     return run(rule, func, args, kwargs, fitted, given)
-        raise error
+                except ERRORS as again:
+                    if not _OF_DTYPES.search(str(again)) or _OF_MEMORY.search(str(again)):
+                        if again.__context__ is error:  # the program sees this one alone
+                            again.__context__ = None
+                        raise
+                    # Else torch has no kernel in this dtype.
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame, and this frame the operands
 
 
 _T: Any = torch.Tensor

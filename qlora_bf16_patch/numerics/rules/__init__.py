@@ -1,20 +1,20 @@
-"""What to do with an operation that torch refuses for its operands' dtypes. A rule a family, a file a kind.
+"""What to do with an operation that torch refuses because of its operands' dtypes.
 
-Most need no entry: torch itself says that it refuses, and they run again in the dtype of their first floating operand.
-``RULES`` has those that compute in another dtype, and those in which the refusal is known without asking torch, which
-Dynamo cannot do.
+Most operations need no entry. Torch raises an error, and they are run again in the widest dtype of their operands; an
+operation in place is run again in the dtype of the tensor that it writes to. ``RULES`` has the operations that are
+computed in another dtype, and those for which Dynamo, which cannot try an operation, has to know that torch refuses it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import attention, products, weighted, writes
-from .rule import Rule
+from . import products, weighted, writes
+from .rule import Rule, first_operand
 
-RULES: dict[Any, Rule] = {**products.RULES, **weighted.RULES, **attention.RULES, **writes.RULES}
+RULES: dict[Any, Rule] = {**products.RULES, **weighted.RULES, **writes.RULES}
 ASKED_FIRST = frozenset(func for func, rule in RULES.items() if rule.written is not None)
-_ANY, _IN_PLACE = Rule(), Rule(in_place=True)
+_ANY, _IN_PLACE = Rule(), Rule(dtypes=first_operand, in_place=True)
 
 
 def rule_of(func: Any) -> Rule:

@@ -1,28 +1,34 @@
-"""Products of matrices: computed in a parameter's dtype, else in the half precision, as autocast would."""
+"""Products of matrices and attention, computed in a parameter's dtype, else in a half precision, as by autocast."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..dtypes import floating
-from .operands import Args, Kwargs, found, operand
+from ..dtypes import HALF, autocast_is_on, cast, first, floating
 from .rule import (
+    Args,
     Dtypes,
+    Kwargs,
     Rule,
     Tensors,
     activations,
     autocast_is_on_a_gpu,
     cast_on_gpus,
     device_of,
+    found,
     mixed,
     mixed_outside_autocast,
     not_autocasts,
+    operand,
     promoted_on_gpus,
 )
 
+_F = nn.functional
 _T = torch.Tensor
+_ATTENTION = ("query", "key", "value", "attn_mask")
 
 
 def _added(func: Any, operands: Tensors) -> Dtypes:
@@ -61,10 +67,44 @@ def _bilinear(func: Any, args: Args, kwargs: Kwargs) -> bool:
     return mixed(func, args, kwargs) and (not autocast_is_on_a_gpu(args, kwargs) or not_autocasts(func, factors, {}))
 
 
+def _differ(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """Torch takes all of them under autocast, and a mask of booleans or of float32 with every query."""
+    query, key, value, mask = (operand(args, kwargs, at, name) for at, name in enumerate(_ATTENTION))
+    if query.is_meta or autocast_is_on(query.device.type):
+        return False
+    masks = (torch.bool, torch.float32, query.dtype)
+    return not query.dtype == key.dtype == value.dtype or (mask is not None and mask.dtype not in masks)
+
+
+def _halves(func: Any, operands: Tensors) -> Dtypes:
+    query, key, value, *_ = operands
+    common = first((tensor.dtype for tensor in (value, key, query) if tensor.dtype in HALF), query.dtype)
+    return common, query.dtype
+
+
+def _mask_apart(dtype: torch.dtype, at: int | str, value: Any) -> Any:
+    """A mask's least number stays one: a cast would make -inf of that of a wider dtype, and NaN of a row of them.
+
+    Torch lets a float32 mask stand beside any query, but cuDNN takes its bytes for the query's dtype (pytorch#191612,
+    seen with torch 2.11 on an H200), and the memory-efficient kernel refuses it.
+    """
+    result = cast(dtype, value)
+    if at not in (3, "attn_mask") or result is value:
+        return result
+    limits = torch.finfo(dtype)
+    return torch.where(value.isinf(), result, result.clamp(limits.min, limits.max))
+
+
+def _projected(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """By query, key, value and the weights alone; of biases and a mask torch takes some, by the path that it goes."""
+    places = ((0, "query"), (1, "key"), (2, "value"), (5, "in_proj_weight"), (11, "out_proj_weight"))
+    return mixed_outside_autocast(func, [operand(args, kwargs, at, name) for at, name in places], {})
+
+
 # What autocast casts by itself (measured on torch 2.13.0), and what it leaves alone; of sums, the first is the addend.
-LINEAR = {torch.nn.functional.linear}
+LINEAR = {_F.linear}
 _CAST = {*found("matmul", "mm", "bmm", "vecdot"), _T.__matmul__, _T.__rmatmul__}
-_CAST_ON_GPUS, _PROMOTED_ON_GPUS = {*found("mv", "multi_dot")}, {*found("dot", "vdot", "tensordot")}
+_CAST_ON_GPUS, _PROMOTED_ON_GPUS = {*found("mv", "multi_dot", "chain_matmul")}, {*found("dot", "vdot", "tensordot")}
 _LEFT = {*found("_grouped_mm", "grouped_mm")}
 _SUMS_CAST, _SUMS_CAST_ON_GPUS = {*found("addmm", "addbmm", "baddbmm")}, {*found("addmv")}
 PRODUCTS: set[Any] = {*_CAST, *_CAST_ON_GPUS, *_PROMOTED_ON_GPUS, *_LEFT, *_SUMS_CAST, *_SUMS_CAST_ON_GPUS}
@@ -80,4 +120,6 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(found("inner"), Rule(_of_vectors, activations)),
     **dict.fromkeys(found("addr"), Rule(dtypes=_added)),
     torch.einsum: Rule(_contracts, activations),
+    _F.scaled_dot_product_attention: Rule(_differ, _halves, _mask_apart),
+    _F.multi_head_attention_forward: Rule(_projected, activations),
 }

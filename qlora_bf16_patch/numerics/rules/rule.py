@@ -3,24 +3,79 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import get_testing_overrides
 
 from ..dtypes import HALF, autocast_is_on, cast, first, floating
-from .operands import Args, Kwargs, name_of
 
+Args = Sequence[Any]
+Kwargs = Mapping[str, Any]
 Dtypes = tuple[torch.dtype, torch.dtype]
 Tensors = Sequence[torch.Tensor]
 Operands = dict[Any, Any]  # by position or keyword
 Told = tuple[str, torch.dtype, torch.dtype]
 
 
-def firsts(func: Any, operands: Tensors) -> Dtypes:
-    """What is written to a tensor takes its dtype."""
+def operand(args: Args, kwargs: Kwargs, at: int, name: str) -> Any:
+    """The operand that torch's signature has at a position, under a name."""
+    return args[at] if len(args) > at else kwargs.get(name)
+
+
+def found(*names: str) -> Iterator[Any]:
+    """The functions of a name in torch, in its Tensor, in torch.nn.functional and torch.linalg: releases differ."""
+    for name in names:
+        for place in (torch, torch.Tensor, nn.functional, torch.linalg):
+            function = getattr(place, name, None)
+            if callable(function):
+                yield function
+
+
+def name_of(func: Any, at: int | str) -> str:
+    """What torch's own table of signatures calls the operand at a position."""
+    if isinstance(at, str):
+        return at
+    return "operand" if torch.compiler.is_compiling() else _names(func).get(at, "operand")
+
+
+@functools.cache
+def _names(func: Any) -> dict[int, str]:
+    signature = get_testing_overrides().get(func)
+    names = inspect.signature(signature).parameters if signature else ()
+    return {at: {"self": "input", "v": "source"}.get(name, name) for at, name in enumerate(names)}
+
+
+def first_operand(func: Any, operands: Tensors) -> Dtypes:
+    """The first operand's dtype, for operations that write to it."""
     return operands[0].dtype, operands[0].dtype
+
+
+def widest(func: Any, operands: Tensors) -> Dtypes:
+    """The widest dtype, and the first operand's for the result; two half precisions are computed in float32.
+
+    Coordinates, thresholds and numbers of items lose their meaning in half precision, and autocast computes nearly all
+    of these operations in float32. Not ``torch.promote_types``, which raises an error for float8.
+    """
+    dtype = operands[0].dtype
+    for tensor in operands:
+        if tensor.dtype != dtype:
+            bits, others = torch.finfo(dtype).bits, torch.finfo(tensor.dtype).bits
+            if bits <= others:
+                dtype = tensor.dtype if bits < others else torch.float32
+    return dtype, operands[0].dtype
+
+
+def joined(func: Any, operands: Tensors) -> Dtypes:
+    """The widest dtype, for the result as well. Autocast refuses a half precision that is not its own."""
+    dtype, device = widest(func, operands)[0], operands[0].device.type
+    if dtype in HALF and autocast_is_on(device):
+        dtype = torch.get_autocast_dtype(device)
+    return dtype, dtype
 
 
 def activations(func: Any, operands: Tensors) -> Dtypes:
@@ -32,14 +87,6 @@ def activations(func: Any, operands: Tensors) -> Dtypes:
     if autocast_is_on(operands[0].device.type):
         return torch.get_autocast_dtype(operands[0].device.type), given
     return first((half for half in HALF if any(tensor.dtype == half for tensor in operands)), torch.float32), given
-
-
-def widest(func: Any, operands: Tensors) -> Dtypes:
-    """float32 where it is among them, else autocast's own, else the first one's."""
-    device, given = operands[0].device.type, operands[0].dtype
-    if any(tensor.dtype == torch.float32 for tensor in operands):
-        return torch.float32, torch.float32
-    return (torch.get_autocast_dtype(device),) * 2 if autocast_is_on(device) else (given, given)
 
 
 def to(dtype: torch.dtype, at: int | str, value: Any) -> Any:
@@ -106,7 +153,7 @@ class Rule:
     """
 
     refuses: Callable[[Any, Args, Kwargs], bool] = never
-    dtypes: Callable[[Any, Tensors], Dtypes] = firsts
+    dtypes: Callable[[Any, Tensors], Dtypes] = widest
     fit: Callable[[torch.dtype, int | str, Any], Any] = to
     written: Callable[[Args, Kwargs], Sequence[tuple[int | str, torch.Tensor]]] | None = None
     in_place: bool = False

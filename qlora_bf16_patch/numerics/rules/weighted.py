@@ -10,8 +10,19 @@ import torch
 from torch import nn
 
 from ..dtypes import HALF, autocast_is_on, floating
-from .operands import Args, Kwargs, found
-from .rule import Dtypes, Rule, Tensors, activations, mixed, mixed_outside_autocast
+from .rule import (
+    Args,
+    Kwargs,
+    Rule,
+    activations,
+    device_of,
+    first_operand,
+    found,
+    mixed,
+    mixed_outside_autocast,
+    operand,
+    promoted_on_gpus,
+)
 
 _F = nn.functional
 _STATISTICS = ("running_mean", "running_var")
@@ -32,9 +43,16 @@ def _norm(func: Any, args: Args, kwargs: Kwargs) -> bool:
     return x.dtype not in HALF or any(other.dtype != torch.float32 for other in others)
 
 
-def _in_float32(func: Any, operands: Tensors) -> Dtypes:
-    """A running average in half precision would hardly move."""
-    return torch.float32, operands[0].dtype
+def _of_classes(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """Targets that are probabilities are multiplied with the weights, which promotes."""
+    target = operand(args, kwargs, 1, "target")
+    return not target.is_floating_point() and mixed_outside_autocast(func, args, kwargs)
+
+
+def _sampled(func: Any, args: Args, kwargs: Kwargs) -> bool:
+    """The CPU's autocast computes in float32, and CUDA's promotes (torch 2.13.0, ATen/autocast_mode.h)."""
+    on_cpu = device_of(args, kwargs) == "cpu"
+    return mixed_outside_autocast(func, args, kwargs) if on_cpu else promoted_on_gpus(func, args, kwargs)
 
 
 def _updated(
@@ -59,12 +77,15 @@ _in_layer = functools.partial(_updated, 1)
 _IN_C = ("batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(found("prelu", *_CONVOLUTIONS), Rule(mixed_outside_autocast, activations)),
-    **dict.fromkeys((_F.layer_norm, _F.group_norm), Rule(_norm, activations)),
-    _F.batch_norm: Rule(_norm, _in_float32, written=functools.partial(_in_layer, "training", False)),
-    _F.instance_norm: Rule(_norm, _in_float32, written=functools.partial(_in_layer, "use_input_stats", True)),
+    **dict.fromkeys((_F.layer_norm, _F.group_norm), Rule(_norm)),
+    _F.batch_norm: Rule(_norm, written=functools.partial(_in_layer, "training", False)),
+    _F.instance_norm: Rule(_norm, written=functools.partial(_in_layer, "use_input_stats", True)),
     **dict.fromkeys(
         (getattr(torch, name) for name in _IN_C if hasattr(torch, name)),
-        Rule(_norm, _in_float32, written=functools.partial(_updated, 3, "training", True)),
+        Rule(_norm, written=functools.partial(_updated, 3, "training", True)),
     ),
     **dict.fromkeys(found(*_RECURRENT, *_FUSED), Rule(dtypes=activations)),
+    **dict.fromkeys(found("grid_sample", "grid_sampler"), Rule(_sampled)),
+    **dict.fromkeys((_F.cross_entropy, _F.nll_loss), Rule(_of_classes)),
+    _F.embedding_bag: Rule(mixed, first_operand),  # a table is not copied to float32 for the weights of some rows
 }

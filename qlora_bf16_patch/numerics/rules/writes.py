@@ -1,4 +1,4 @@
-"""Operations that write a source into a tensor, join tensors, or write a number that is out of the tensor's range."""
+"""Operations that write into a tensor or that join tensors, and others whose operands are all alike."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import Any
 import torch
 
 from ..dtypes import HALF
-from .operands import Args, Kwargs, found
 from .rule import (
+    Args,
     Dtypes,
+    Kwargs,
     Rule,
     Tensors,
     device_of,
+    first_operand,
+    found,
+    joined,
     mixed,
     mixed_outside_autocast,
     not_autocasts,
     promoted_on_gpus,
-    widest,
 )
 
 _T = torch.Tensor
@@ -43,7 +46,7 @@ def _copies(func: Any, args: Args, kwargs: Kwargs) -> bool:
 
 
 def _copied(func: Any, operands: Tensors) -> Dtypes:
-    return widest(func, operands)[0], operands[0].dtype
+    return joined(func, operands)[0], operands[0].dtype
 
 
 def _overflow(func: Any, args: Args, kwargs: Kwargs) -> bool:
@@ -60,18 +63,20 @@ def _limited(dtype: torch.dtype, at: int | str, value: Any) -> Any:
 
 _PROMOTED = ["index_put", "scatter_add"]  # those in place are not
 _WRITES = [f"index_{name}" for name in ("add", "reduce")]
-_WRITES += ["scatter", "scatter_reduce", "masked_scatter", "put", "lerp"]
-_SUMS = ("addmm_", "addbmm_", "baddbmm_", "addmv_")
+_WRITES += ["scatter", "scatter_reduce", "masked_scatter", "put"]
+_IN_PLACE = [f"{name}_" for name in (*_WRITES, *_PROMOTED, "index_copy", "lerp", "addmm", "addbmm", "baddbmm", "addmv")]
+_JOINS = ("hstack", "vstack", "dstack", "column_stack", "row_stack", "meshgrid", "cartesian_prod")
 RULES: dict[Any, Rule] = {
-    **dict.fromkeys(found(*_WRITES), Rule(mixed)),
-    **dict.fromkeys(found(*_PROMOTED), Rule(promoted_on_gpus)),
+    **dict.fromkeys(found(*_WRITES), Rule(mixed, first_operand)),
+    **dict.fromkeys(found(*_PROMOTED), Rule(promoted_on_gpus, first_operand)),
     **dict.fromkeys(found("index_copy"), Rule(_copies, _copied)),
-    **dict.fromkeys(
-        found(*(f"{name}_" for name in (*_WRITES, *_PROMOTED)), "index_copy_", *_SUMS), Rule(mixed, in_place=True)
-    ),
-    _T.__setitem__: Rule(_writes_to_an_index, in_place=True),
-    **dict.fromkeys(found("cat", "concat", "concatenate", "stack"), Rule(_joins, widest)),
-    **dict.fromkeys(found("hstack", "vstack", "dstack", "column_stack", "row_stack"), Rule(dtypes=widest)),
-    **dict.fromkeys(found("masked_fill", "pad"), Rule(_overflow, fit=_limited)),
-    **dict.fromkeys(found("masked_fill_"), Rule(_overflow, fit=_limited, in_place=True)),
+    **dict.fromkeys(found(*_IN_PLACE), Rule(mixed, first_operand, in_place=True)),
+    _T.__setitem__: Rule(_writes_to_an_index, first_operand, in_place=True),
+    **dict.fromkeys(found("lerp"), Rule(mixed)),
+    **dict.fromkeys((torch.cross, _T.cross), Rule(promoted_on_gpus)),
+    torch.linalg.cross: Rule(mixed),
+    **dict.fromkeys(found("cat", "concat", "concatenate", "stack"), Rule(_joins, joined)),
+    **dict.fromkeys(found(*_JOINS), Rule(dtypes=joined)),
+    **dict.fromkeys(found("masked_fill", "pad"), Rule(_overflow, first_operand, _limited)),
+    **dict.fromkeys(found("masked_fill_"), Rule(_overflow, first_operand, _limited, in_place=True)),
 }

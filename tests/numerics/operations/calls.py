@@ -68,7 +68,7 @@ class _First(TorchFunctionMode):
     function: Any = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.function is None and not getattr(func, "__name__", "").startswith("__get"):
+        if self.function is None and not getattr(func, "__name__", "").startswith(("__get", "__index__")):
             self.function = func
         return func(*args, **(kwargs or {}))
 

@@ -27,16 +27,22 @@ FAMILIES = {
         "Attention",
         "Computed in the half precision among query, key and value. The result has the query's dtype.",
     ),
-    "_in_float32": (
-        "Normalizations with running statistics",
-        "Computed in float32. The result has the input's dtype, and statistics are updated in their own.",
+    "first_operand": (
+        "Operations that write into a tensor",
+        "Computed in the dtype of the tensor that is written to, which is the first operand. So is `F.embedding_bag`, "
+        "whose first operand is the table.",
     ),
-    "_copied": ("Copies to an index", "As a join. The result has the first operand's dtype."),
-    "widest": ("Joins", "In float32 if it is among them, else in autocast's dtype."),
-    "firsts": (
-        "Whatever writes into a tensor, and all else",
-        "In the dtype of the first floating operand. Where torch has no kernel in it, in that of another operand, and "
-        "the result is cast back.",
+    "_copied": ("Copies to an index", "Computed as a join. The result has the first operand's dtype."),
+    "joined": (
+        "Joins",
+        "Computed in the widest dtype of the operands, which the result keeps. Under autocast, half precision is "
+        "computed in autocast's dtype.",
+    ),
+    "widest": (
+        "All other operations",
+        "Computed in the widest dtype of the operands, which is float32 for bfloat16 with float16. If torch has no "
+        "kernel for it, computed in the dtype of another operand. The result has the first operand's dtype. Running "
+        "statistics are updated in their own dtype.",
     ),
 }
 # Whether torch takes a bias of another dtype goes by the kernel, and so by shape and processor.
@@ -54,9 +60,8 @@ EXCUSED = {
         "while compiling, a bias alone of another dtype is cast, also where torch has a kernel that takes it",
     ),
     **dict.fromkeys(("svd_lowrank", "pca_lowrank"), _NO_KERNEL),
-    "histogram": "bins are rounded with their edges, so that numbers fall into other ones",
-    "linalg.pinv": "a tolerance that is rounded decides on another rank, and a product of two operands, one of torch's "
-    "samples, has no kernel in half precision",
+    "linalg.pinv": "one of torch's samples is a product of two operands, which has another rank in half precision, and "
+    "no kernel",
     "_batch_norm_with_update": "torch's compiler alone calls it; its statistics are not updated",
 }
 _HEAD = """# Operations that refuse a mixture of floating dtypes
