@@ -204,11 +204,10 @@ class Registry:
             True
         """
         with LOCK:
-            entries = list(self._entries.values())[::-1]
+            entries = list(self._entries.values())
             for entry in entries:  # also the decisions of open blocks
                 entry.layers = dict.fromkeys(entry.layers, Decision(False, "call (uninstall)", taken_out=True))
-            while any([entry.installation.restore() for entry in entries]):
-                pass  # a wrapper of ours that stood beneath another one of ours is free now
+        bring(entries)
 
     def status(self) -> Statuses:
         """Every patch with its state, reason and who decided.
