@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import weakref
@@ -35,7 +36,8 @@ class Installation:
         on: whether the wrappers do anything.
         strict: whether a wrapper raises where it would have cast (``QLORA_BF16_PATCH_STRICT``).
         notes: what the wrappers noticed and the status tells, key to text.
-        reporters: asked by the status for what a patch has to tell beside the notes, sentences.
+        reporters: functions without arguments, which return sentences for the status. A function, or a
+            ``functools.partial`` of the same objects, is kept once, since a factory may run again and append it again.
         rank: the order of creation, in which bindings on one object stand.
         targets: what is to be wrapped, once it was found.
         placed: whether everything is in place, and was not restored since.
@@ -103,8 +105,10 @@ class Installation:
             >>> installation.told()
             ('2 norms',)
         """
-        reported = [sentence for report in self.reporters for sentence in report()]
-        return tuple(dict.fromkeys([*self.notes.values(), *reported]))
+        with LOCK:
+            notes, reporters = list(self.notes.values()), list(self.reporters)
+        reported = [sentence for report in reporters for sentence in report()]
+        return tuple(dict.fromkeys([*notes, *reported]))
 
     def wrap(self, owner: Any, attribute: str, factory: Factory) -> None:
         """Put a plain function over ``owner.attribute``, on top of other wrappers, once.
@@ -154,6 +158,7 @@ class Installation:
                 new = wrapping.commit(planned)
                 if new is not None:
                     self.layers += new
+                    self.reporters[:] = {_identity(one): one for one in self.reporters}.values()
                     self.targets, self.placed = targets, True
                     binding.refresh_rebound()
                     for instance, function in list(self.unbound.items()):
@@ -254,3 +259,10 @@ def _replacement(target: Target, originals: list[Any]) -> str:
     if found is None or wrapping.reaches(found, originals):
         return text
     return f"{text}, which does not say what it wraps (if it calls the function that was there, the patch still works)"
+
+
+def _identity(reporter: Any) -> tuple[int, ...]:
+    """Equal for partials of the same objects, and for two looks at a bound method."""
+    if isinstance(reporter, functools.partial):
+        return *_identity(reporter.func), *map(id, [*reporter.args, *reporter.keywords.values()])
+    return id(getattr(reporter, "__self__", None)), id(getattr(reporter, "__func__", reporter))

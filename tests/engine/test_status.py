@@ -4,6 +4,7 @@ import functools
 import importlib
 import logging
 import sys
+import threading
 import warnings
 
 import pytest
@@ -283,3 +284,33 @@ def test_a_note_is_told_once_at_the_level_that_is_asked_for(library, caplog):
         for _ in range(2):
             installation.note("key", "text", logging.INFO)
     assert [(record.levelname, record.message) for record in caplog.records] == [("INFO", "text")]
+
+
+def test_a_reporter_may_wait_for_another_thread_that_enables_a_patch(library):
+    registry, done = make_registry(), threading.Event()
+
+    def report():
+        threading.Thread(target=lambda: (registry.enable("fake.layer"), done.set()), daemon=True).start()
+        return [f"waited: {done.wait(5)}"]
+
+    registry.installation("fake.layer").reporters.append(report)
+    assert row(registry).notes[-1] == "waited: True"
+
+
+def says(sentence="a function"):
+    return [sentence]
+
+
+def test_reporters_that_a_factory_appends_are_kept_once_however_often_it_runs(library):
+    def factory(original, installation):
+        installation.reporters += [says, functools.partial(says, "a partial"), functools.partial(says, sentence="more")]
+        return says_patched(original, installation)
+
+    registry = make_registry(load=lambda: factory)
+    reporters = registry.installation("fake.layer").reporters
+    reporters.append(lambda: ["a user's own"])
+    for _ in range(3):
+        registry.uninstall()
+        registry.enable()
+    assert len(reporters) == 4
+    assert row(registry).notes[-4:] == ("a function", "a partial", "more", "a user's own")
