@@ -20,10 +20,13 @@ logger = logging.getLogger("qlora_bf16_patch")
 
 
 def bring(entries: list[Entry]) -> None:
-    """Put in place what is on and was decided; flags first. A patch that was never on hooks nothing."""
+    """Set flags, take wrappers out, put wrappers in place, as decided. A patch that was never on hooks nothing."""
     with LOCK:
         for entry in entries:
             entry.settle()
+        out = [entry.installation for entry in entries[::-1] if entry.decision.taken_out]
+        while any([installation.restore() for installation in out]):
+            pass  # a wrapper of ours that was beneath another one of ours is on top now
         hook = [entry for entry in entries if entry.on and not entry.hooked and entry.patch.module]
         there = [entry for entry in entries if entry.on and entry.arrived and not entry.in_place]
         for entry in hook:

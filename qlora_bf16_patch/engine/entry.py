@@ -77,8 +77,6 @@ class Entry:
     def settle(self) -> None:
         """Make the flag what the decision says."""
         self.installation.on = self.on and self.installation.placed and self.problem is None
-        if self.decision.taken_out:
-            self.installation.restore()
 
     def state(self) -> tuple[str, str]:
         """State and reason."""

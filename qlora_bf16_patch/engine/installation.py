@@ -16,7 +16,7 @@ from .wrapping import LOCK, Layer, Target, upstream
 __all__ = ["Bound", "Installation", "Target", "call_shadowed", "upstream"]
 
 logger = logging.getLogger("qlora_bf16_patch")
-_ranks = itertools.count()
+_numbers = itertools.count()
 
 
 class Installation:
@@ -35,11 +35,11 @@ class Installation:
         on: whether the wrappers do anything.
         strict: whether a wrapper raises where it would have cast (``QLORA_BF16_PATCH_STRICT``).
         notes: what the wrappers noticed and the status tells, key to text.
-        reporters: asked by the status for what a patch has to tell beside the notes, sentences.
-        rank: the order of creation, in which wrappers on one target stand.
+        reporters: functions without arguments, which return sentences for the status. A factory may run again: it adds
+            each of them once.
         targets: what is to be wrapped, once it was found.
         placed: whether everything is in place, and was not restored since.
-        layers: wrappers that stand in place, perhaps beneath another party's.
+        layers: wrappers that are in place, perhaps beneath another library's.
         bound: objects that have a forward of the patch, each with that.
         unbound: objects whose forward was taken out, each with that.
 
@@ -51,8 +51,7 @@ class Installation:
     """
 
     def __init__(self, name: str = "", strict: bool = False) -> None:
-        self.rank = next(_ranks)
-        self.name = name or f"installation {self.rank}"
+        self.name = name or f"installation {next(_numbers)}"
         self.on = False
         self.strict = strict
         self.notes: dict[str, str] = {}
@@ -103,17 +102,19 @@ class Installation:
             >>> installation.told()
             ('2 norms',)
         """
-        reported = [sentence for report in self.reporters for sentence in report()]
-        return tuple(dict.fromkeys([*self.notes.values(), *reported]))
+        with LOCK:
+            notes, reporters = list(self.notes.values()), list(self.reporters)
+        reported = [sentence for report in reporters for sentence in report()]
+        return tuple(dict.fromkeys([*notes, *reported]))
 
     def wrap(self, owner: Any, attribute: str, factory: Factory) -> None:
-        """Put a plain function over ``owner.attribute``, once; wrappers of other installations keep their order.
+        """Put a plain function over ``owner.attribute``, on top of other wrappers, once.
 
         Args:
             owner: a class or module.
             attribute: the name of the function in it; it may be inherited.
-            factory: ``factory(original, installation)`` returns the wrapper. It is called again where the order of
-                wrappers demands it.
+            factory: ``factory(original, installation)`` returns the wrapper. It is called again if the wrapper was
+                taken out, or if another library has replaced the function.
 
         Raises:
             Unsupported: there is no such function with Python code, or the factory refuses it.
@@ -147,11 +148,13 @@ class Installation:
         """
         targets = tuple(targets)
         while True:
-            changes = wrapping.plan(self, targets)
+            planned = [wrapping.plan(target, self.layers, self) for target in dict.fromkeys(targets)]
             with LOCK:
                 if not wanted():
                     return False
-                if wrapping.commit(changes):
+                new = wrapping.commit(planned)
+                if new is not None:
+                    self.layers += new
                     self.targets, self.placed = targets, True
                     binding.refresh_rebound()
                     for bound in list(self.unbound.values()):
@@ -213,10 +216,12 @@ class Installation:
         return binding.rebind(instance, attribute)
 
     def shadowed_by(self) -> str:
-        """The functions that another party put in the place of ours; one that calls ours leaves it at work."""
+        """The functions that replaced ours, each as a clause; one that says that it wraps ours is left out."""
         with LOCK:
-            names = [_replacement(*target[:2]) for target in self.targets if not self._covers(target)]
-        return "; ".join(names)
+            layers = list(self.layers)
+            replaced = [target for target in self.targets if not wrapping.covers(*target[:2], layers)]
+        originals = [upstream(layer.function) for layer in layers]
+        return "; ".join(_replacement(target, originals) for target in replaced)
 
     def restore(self) -> bool:
         """Flag first, then the very objects that stood there before; another party's wrapper is left alone.
@@ -236,16 +241,17 @@ class Installation:
         with LOCK:
             self.on = self.placed = False
             unbound = [binding.unbind(self, instance) for instance in list(self.bound)]
-            taken_out = [wrapping.take_out(layer) for layer in self.layers[::-1]]
+            taken_out = [layer for layer in self.layers[::-1] if wrapping.take_out(layer)]
+            self.layers = [layer for layer in self.layers if layer not in taken_out]
             binding.refresh_rebound()
-            return any(unbound + taken_out)
-
-    def _covers(self, target: Target) -> bool:
-        return wrapping.covers(target.owner, target.attribute, self.layers)
+            return any(unbound) or bool(taken_out)
 
 
-def _replacement(owner: Any, attribute: str) -> str:
+def _replacement(target: Target, originals: list[Any]) -> str:
+    owner, attribute, _ = target
     found = wrapping.current(owner, attribute)
-    module = getattr(found, "__module__", None)
-    name = getattr(found, "__qualname__", None) or repr(found)
-    return f"{owner.__name__}.{attribute} was replaced by {module + '.' if module else ''}{name}"
+    module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", type(found).__qualname__)
+    text = f"{owner.__name__}.{attribute} was replaced by {module + '.' if module else ''}{name}"
+    if found is None or wrapping.reaches(found, originals):
+        return text
+    return f"{text}, which does not say what it wraps (if it calls the function that was there, the patch still works)"

@@ -204,11 +204,10 @@ class Registry:
             True
         """
         with LOCK:
-            entries = list(self._entries.values())[::-1]
+            entries = list(self._entries.values())
             for entry in entries:  # also the decisions of open blocks
                 entry.layers = dict.fromkeys(entry.layers, Decision(False, "call (uninstall)", taken_out=True))
-            while any([entry.installation.restore() for entry in entries]):
-                pass  # a wrapper of ours that stood beneath another one of ours is free now
+        bring(entries)
 
     def status(self) -> Statuses:
         """Every patch with its state, reason and who decided.
@@ -225,14 +224,11 @@ class Registry:
         """
         retry()
         with LOCK:
-            rows = [
-                (entry.patch, *entry.state(), entry.decision.by, entry.installation.told())
-                for entry in self._entries.values()
-            ]
-        found = {name: versions.installed(name) for name in {patch.distribution for patch, *_ in rows}}
+            rows = [(entry, *entry.state(), entry.decision.by) for entry in self._entries.values()]
+        found = {name: versions.installed(name) for name in {entry.patch.distribution for entry, *_ in rows}}
         return Statuses(
-            status_of(patch, state, reason, by, found[patch.distribution], notes)
-            for patch, state, reason, by, notes in rows
+            status_of(entry.patch, state, reason, by, found[entry.patch.distribution], entry.installation.told())
+            for entry, state, reason, by in rows
         )
 
     def patches(self) -> list[Patch]:

@@ -1,4 +1,4 @@
-"""What is seldom: odd names and releases, several libraries that are half there, closures that are not filled yet."""
+"""What is seldom: odd names and releases, several libraries that are half there."""
 
 import sys
 import threading
@@ -94,19 +94,6 @@ def test_two_threads_that_find_a_library_complete_at_once_are_both_content(half_
     for thread in threads:
         thread.join(60)
     assert (failures, imports._waiting, waits()) == ([], [], False)
-
-
-def test_another_partys_wrapper_with_an_unfilled_cell_is_looked_through(library):
-    registry = make_registry()
-    ours = library.Layer.forward
-
-    def theirs(self):
-        return f"theirs {ours(self)}" if self else later
-
-    library.Layer.forward = theirs
-    assert [row.state for row in registry.status()] == ["active"]
-    assert library.Layer().forward() == "theirs patched"
-    later = "filled"
 
 
 def test_what_is_no_kept_method_of_the_object_itself_is_not_rebound(library):

@@ -4,6 +4,7 @@ import functools
 import importlib
 import logging
 import sys
+import threading
 import warnings
 
 import pytest
@@ -283,3 +284,14 @@ def test_a_note_is_told_once_at_the_level_that_is_asked_for(library, caplog):
         for _ in range(2):
             installation.note("key", "text", logging.INFO)
     assert [(record.levelname, record.message) for record in caplog.records] == [("INFO", "text")]
+
+
+def test_a_reporter_may_wait_for_another_thread_that_enables_a_patch(library):
+    registry, done = make_registry(), threading.Event()
+
+    def report():
+        threading.Thread(target=lambda: (registry.enable("fake.layer"), done.set()), daemon=True).start()
+        return [f"waited: {done.wait(5)}"]
+
+    registry.installation("fake.layer").reporters.append(report)
+    assert row(registry).notes[-1] == "waited: True"

@@ -348,12 +348,14 @@ def test_another_partys_forward_on_an_object_is_told(attribute):
     model = lora_model()
     part = model.get_submodule(f"base_model.model.{attribute}")
     before = part.forward
-    part.forward = lambda x: before(x)
-    assert not findings(model, "bypassed")  # it calls ours
-    part.forward = types.MethodType(lambda self, x: x, part)
-    (found,) = findings(model, "bypassed")
-    assert found.path == f"base_model.model.{attribute}"
-    assert "was put on this object" in found.what
+    part.forward = functools.wraps(before)(lambda x: before(x))
+    assert not findings(model, "bypassed")
+    for theirs in (types.MethodType(lambda self, x: x, part), lambda x: before(x)):
+        part.forward = theirs
+        (found,) = findings(model, "bypassed")
+        assert found.path == f"base_model.model.{attribute}"
+        assert "was put on this object" in found.what
+        assert "only called there if that forward calls the patched one" in found.meaning
 
 
 def test_a_replaced_class_method_is_told(monkeypatch):

@@ -489,3 +489,12 @@ def test_what_an_argument_counts_is_counted_once(make):
         cache = make()
         model(torch.randn(1, 4, 64), cache=cache)
         assert cache.n == 1
+
+
+def test_what_the_status_asks_does_not_grow_when_patches_are_installed_again():
+    reporters = registry.installation("peft.boundary").reporters
+    before = len(reporters)
+    for _ in range(3):
+        qlora_bf16_patch.uninstall()
+        qlora_bf16_patch.reset()
+    assert len(reporters) == before

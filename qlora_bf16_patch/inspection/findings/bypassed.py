@@ -14,6 +14,7 @@ from ..advice import advice
 from .finding import Finding, Looked
 
 _MEANING = "{patch} is not called there: the module computes as it does without the shim"
+_UNKNOWN = "{patch} is only called there if that forward calls the patched one; it does not say so by `__wrapped__`"
 
 
 def find(looked: Looked) -> Iterator[Finding]:
@@ -22,9 +23,10 @@ def find(looked: Looked) -> Iterator[Finding]:
             if not installation.on:
                 continue
             wanted = _wanted(installation, module)
-            if wanted and not reaches(_entries(module), wanted, type(module)):
+            if wanted and not any(reaches(function, wanted) for function in _entries(module)):
                 what, kind = _who(module)
-                meaning, say = _MEANING.format(patch=installation.name), advice(kind, looked.program)
+                meaning = (_MEANING if kind == "kept forward" else _UNKNOWN).format(patch=installation.name)
+                say = advice(kind, looked.program)
                 yield Finding(path, type(module).__name__, "bypassed", what, meaning, say)
 
 
