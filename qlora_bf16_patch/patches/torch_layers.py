@@ -19,6 +19,7 @@ from ..numerics.overlay import overlay
 from ..watching.events import PATH
 from ..watching.watch import Watch
 
+_PLAIN = (nn.Parameter, torch.Tensor)
 _RECURRENT = tuple(cls.forward for cls in (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell))
 
 
@@ -62,8 +63,9 @@ def _weighted(installation: Installation, watch: Watch, cls: Any) -> Callable[..
         if not is_torchs or type(self).forward is not upstream or shadows(installation, self):
             # Another party's forward may take what torch's refuses.
             return _looked_at(installation, watch, self, input, args, kwargs)
-        if weight is None and "weight" not in own["_parameters"]:
-            # A parametrization, computed at each look (and spectral norm's moves its vectors).
+        if type(weight) not in _PLAIN and (weight is not None or "weight" not in own["_parameters"]):
+            # A subclass may take mixed dtypes itself. A parametrization is computed at each look (and spectral norm's
+            # moves its vectors).
             return _looked_at(installation, watch, self, input, args, kwargs)
         if weight is None or _is_taken(how, input, weight):
             return call_shadowed(installation, self, input, *args, **kwargs)
