@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from packaging.version import Version
-from torch import nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ..numerics.compiling import source_of
 from ..numerics.dtypes import HALF
 from ..numerics.overlay import overlay
-
-_WRITABLE = "_qlora_bf16_patch_writable"  # on an overlay: names of its tensors that are nobody else's
 
 _RELEASE = Version(importlib.metadata.version("bitsandbytes"))
 # Linear4bit.forward compares its bias with the input after that was cast to the compute dtype, before 0.50 as it came.
@@ -131,21 +130,33 @@ def bias_of(layer: Any) -> torch.Tensor | None:
     return own["bias"] if "bias" in own else getattr(layer, "bias", None)
 
 
-def with_writable(layer: Any, x: torch.Tensor) -> Any:
-    """An overlay of a k-bit layer whose bias and quant state are copies where upstream's forward writes to them.
+class AsWritten(TorchFunctionMode):
+    """Inside it, operations use a k-bit layer's bias and quant state as bitsandbytes would have left them.
 
-    The layer itself where it writes to nothing, or to a bias that is trained.
+    bitsandbytes writes to both in its forwards, see :func:`untouched`. Some of PEFT's methods read them after the base
+    layer's forward (peft 0.21.2: DoRA, BOFT and DEFT subtract the bias from its result, DoRA dequantizes the weight),
+    and training has other bits with the values that were kept. Nothing is written: only the operand is replaced, in
+    this thread.
     """
-    own: dict[str, Any] = {}
-    bias = bias_of(layer)
-    if bias is not None and not bias.requires_grad:
-        own["bias"] = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    if is_4bit(layer) and overwrites_quant_state(x) and getattr(layer.weight, "quant_state", None) is not None:
-        own["weight"] = _with_own_state(layer.weight)
-    return overlay(layer, **_with(layer, own), **{_WRITABLE: tuple(own)}) if own else layer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases: dict[int, torch.Tensor] = {}  # by the parameter's id: the model holds it during the call
+        self.dequantized: torch.dtype | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for value in args:
+            if id(value) in self.biases and getattr(func, "__name__", "") not in ("__get__", "__set__"):  # as `.data`
+                args = [self.biases.get(id(value), value) for value in args]
+                break
+        if self.dequantized is not None and func is torch.ops.bitsandbytes.dequantize_4bit.default:
+            args = [*args[:-1], self.dequantized]
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
-def untouched(layer: Any, dtype: torch.dtype, *, repacks: bool = False, overwrites: bool = False) -> Any:
+def untouched(layer: Any, dtype: torch.dtype, *, repacks: bool = False, dequantized: torch.dtype | None = None) -> Any:
     """The layer, or an overlay where upstream's forward would write to a parameter.
 
     Every release of bitsandbytes up to 0.50.2 writes ``bias.data = bias.data.to(x.dtype)`` in its forwards, which
@@ -155,18 +166,23 @@ def untouched(layer: Any, dtype: torch.dtype, *, repacks: bool = False, overwrit
         layer: a k-bit layer.
         dtype: what upstream's forward would cast the bias to.
         repacks: whether it would repack the weight, see :func:`repacks_weights`.
-        overwrites: whether it would write to the quant state, see :func:`overwrites_quant_state`.
+        dequantized: what it would write to the quant state, see :func:`overwrites_quant_state`.
     """
     attributes: dict[str, Any] = {}
     if repacks and layer.support_avx512bf16_for_cpu:
         attributes["support_avx512bf16_for_cpu"] = False
     own: dict[str, Any] = {}
-    writable = layer.__dict__.get(_WRITABLE, ())
-    bias = bias_of(layer) if "bias" not in writable else None
+    bias = bias_of(layer)
     if bias is not None and bias.dtype != dtype:
         own["bias"] = bias.to(dtype)
-    if overwrites and "weight" not in writable:
+    if dequantized is not None:
         own["weight"] = _with_own_state(layer.weight)
+    if own and not torch.compiler.is_compiling():
+        for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            if type(mode) is AsWritten:
+                mode.dequantized = dequantized
+                if "bias" in own:
+                    mode.biases[id(bias)] = own["bias"]
     attributes |= _with(layer, own)
     return overlay(layer, **attributes) if attributes else layer
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ..numerics.overlay import overlay
-from .bitsandbytes import is_kbit, unwrapped, with_writable
+from ..numerics.autocast import NOTHING
+from ..numerics.dtypes import autocast_is_on
+from .bitsandbytes import AsWritten, bias_of, compute_dtype, is_4bit, is_kbit, overwrites_quant_state, unwrapped
 
 
 def is_kbit_tuner(module: Any) -> bool:
@@ -27,15 +29,30 @@ def is_prompt_learning(model: Any) -> bool:
     return any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values())
 
 
-def with_writable_base(layer: Any, x: torch.Tensor) -> Any:
-    """The tuner layer over a base layer that upstream's forward may write to, so that it reads what it has written.
+def as_written(layer: Any, x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """What PEFT's forward of a tuner layer runs in, if bitsandbytes' forward might write to the base layer.
 
-    Some methods take the base layer's bias off its result again (DoRA, BOFT, DEFT; peft 0.21.2), in the dtype that
-    bitsandbytes has written to it; some dequantize the weight in the dtype of its quant state.
+    Nothing while Dynamo traces, which traces no write to ``.data``.
     """
-    base = layer._modules["base_layer"]
-    writable = with_writable(base, x) if is_kbit(base) else base
-    return layer if writable is base else overlay(layer, _modules={**layer._modules, "base_layer": writable})
+    if torch.compiler.is_compiling():
+        return NOTHING
+    base, device = unwrapped(layer.get_base_layer()), x.device.type
+    bias = bias_of(base)
+    if bias is not None:
+        dtypes = {bias.dtype, x.dtype, compute_dtype(base, x)}
+        if autocast_is_on(device):  # BOFT's base layer is given the product with its rotation
+            dtypes.add(torch.get_autocast_dtype(device))
+        if len(dtypes) > 1:
+            return AsWritten()
+    return AsWritten() if is_4bit(base) and overwrites_quant_state(x) else NOTHING
+
+
+def is_idle(layer: Any) -> bool:
+    """Whether a call of a tuner layer computes its base layer alone, after unmerging where that is merged.
+
+    Unmerging rounds to other dtypes under autocast than merging did outside.
+    """
+    return layer.disable_adapters or layer.merged  # type: ignore[no-any-return]
 
 
 def adapter_parameters(model: Any) -> Iterator[torch.nn.Parameter]:
@@ -66,7 +83,7 @@ def adapter_dtypes(layer: Any) -> set[torch.dtype]:
 def active_dtypes(layer: Any) -> set[torch.dtype]:
     """Dtypes of the floating parameters and buffers of those adapters of a tuner layer that take part in a call."""
     found: set[torch.dtype] = set()
-    if layer.disable_adapters or layer.merged:
+    if is_idle(layer):
         return found
     for container in filter(None, map(layer._modules.get, layer.adapter_layer_names)):
         for adapter in layer.active_adapters:

@@ -21,7 +21,7 @@ def reached(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     children = module._modules
     if is_adapted(module):
         yield "base_layer", children["base_layer"]
-    elif "original_module" in children and hasattr(module, "adapter_layer_names"):
+    elif "modules_to_save" in children:
         yield _in_use(module)
     else:
         yield from ((name, child) for name, child in children.items() if child is not None)
@@ -39,9 +39,8 @@ def active_pairs(module: torch.nn.Module) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _in_use(wrapper: Any) -> tuple[str, Any]:
-    copies = wrapper._modules.get("modules_to_save")
-    if copies is not None and not wrapper.disable_adapters:
-        for name in wrapper.active_adapters:
-            if name in copies._modules:
-                return f"modules_to_save.{name}", copies._modules[name]
+    copies = wrapper._modules["modules_to_save"]._modules
+    for name in () if wrapper.disable_adapters else wrapper.active_adapters:
+        if name in copies:
+            return f"modules_to_save.{name}", copies[name]
     return "original_module", wrapper._modules["original_module"]

@@ -5,6 +5,7 @@ A mode sees every call of torch's Python API in its block. Dynamo traces it (tor
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -61,48 +61,49 @@ def is_taken_in(module: torch.nn.Module) -> bool:
     return record is not None and "model" not in record and record["process"] == _PROCESS
 
 
-def see(module: torch.nn.Module, autocast: bool, values: Iterable[Any]) -> None:
-    """A call of ``module``: where it is a training step's, its way is remembered; the last one counts.
+def see(module: torch.nn.Module, autocast: bool) -> None:
+    """A call of ``module``: if it is a training step's, its way is remembered; the last one counts.
+
+    A call without gradients never is, whatever its arguments require: it may be an evaluation, or the old policy's
+    pass. A reentrant checkpoint's first forward has none, and its recomputation in the backward is remembered.
 
     Args:
         module: a model, or a layer that shares its record.
         autocast: whether autocast is on.
-        values: the call's arguments. A reentrant checkpoint runs its first forward without gradients, but on tensors
-            that require one.
     """
-    if module.training and (torch.is_grad_enabled() or _requires_grad(values)):
-        record: Any = module.__dict__.get(_RECORD)
-        if record is not None:
-            autocast = autocast or torch.is_autocast_enabled()  # a layer on the CPU inside CUDA autocast
-            if "model" in record:
-                # No write where it tells nothing new: Dynamo breaks its graph at a checkpoint that has one inside
-                # (torch 2.13.0, "HOP: Unsafe side effect"), and what is run again then draws another dropout.
-                if _way(record) == autocast:
-                    return
-                record["changes"] = record["model"]["changes"]
-            elif not torch.compiler.is_compiling() and record["autocast"] != autocast:
-                record["changes"] += 1  # what its layers were called in before counts no more
-            record["autocast"] = autocast
+    record: Any = module.__dict__.get(_RECORD)
+    if record is None or not (module.training and torch.is_grad_enabled()):
+        return
+    autocast = autocast or torch.is_autocast_enabled()  # a layer on the CPU inside CUDA autocast
+    if "model" in record:
+        # No write where it tells nothing new: Dynamo breaks its graph at a checkpoint that has one inside (torch
+        # 2.13.0, "HOP: Unsafe side effect"), and what is run again then draws another dropout.
+        if _way(record) == autocast:
+            return
+        record["changes"] = record["model"]["changes"]
+    elif not torch.compiler.is_compiling() and record["autocast"] != autocast:
+        record["changes"] += 1  # what its layers were called in before counts no more
+    record["autocast"] = autocast
 
 
-def computes_as_upstream(layer: torch.nn.Module, autocast: bool, x: torch.Tensor) -> bool:
+def computes_as_upstream(layer: torch.nn.Module, autocast: bool) -> bool:
     """Whether a call of ``layer`` is left to upstream: it has gradients, runs under autocast, or equals such a one.
+
+    In training mode a call without gradients equals one with gradients, until the layer was seen to train under
+    autocast: an old policy's pass before the first step, a reentrant checkpoint's first forward.
 
     Args:
         layer: an adapter's layer.
         autocast: whether autocast is on for its input's device.
-        x: its input.
     """
     record: Any = layer.__dict__.get(_RECORD)
     if record is not None and record["process"] != _PROCESS:
         _came_by_pickle.add(type(layer).__name__)
-    if layer.training:
-        see(layer, autocast, (x,))
+    see(layer, autocast)
     if autocast or torch.is_grad_enabled():
         return True
-    if record is None:
-        return False
-    return _way(record) is False
+    trained = None if record is None else _way(record)
+    return layer.training if trained is None else not trained
 
 
 def _way(record: dict[str, Any]) -> bool | None:
@@ -110,10 +111,6 @@ def _way(record: dict[str, Any]) -> bool | None:
     model, own = record.get("model", record), record["autocast"]
     found: bool | None = own if own is not None and record["changes"] == model["changes"] else model["autocast"]
     return found
-
-
-def _requires_grad(values: Iterable[Any]) -> bool:
-    return any(isinstance(value, torch.Tensor) and value.requires_grad for value in values)
 
 
 def seen() -> list[str]:

@@ -52,7 +52,8 @@ def _computed(original: Any, installation: Installation, layer: Any, x: torch.Te
     overwrites = dequantized is not dtype and host.overwrites_quant_state(x)
     compiling = torch.compiler.is_compiling()  # Dynamo makes no tensor with attributes of its own
     bias_in = dtype if host.CASTS_FIRST else x.dtype
-    untouched = host.untouched(layer, bias_in, repacks=repacks, overwrites=overwrites and not compiling)
+    written = dtype if overwrites and not compiling else None
+    untouched = host.untouched(layer, bias_in, repacks=repacks, dequantized=written)
     if not compiling and listeners:
         tell_bias(installation, layer, untouched)
     result: torch.Tensor = original(untouched, x)

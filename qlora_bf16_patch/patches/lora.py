@@ -7,6 +7,7 @@ its model was seen to train outside of autocast: then what that training compute
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +18,12 @@ from torch import nn
 from ..engine.installation import Installation
 from ..hosts.bitsandbytes import activations, compute_dtype, unwrapped
 from ..hosts.lora import Adapter, base_is_plain, is_dora, plain_adapters
-from ..hosts.peft import adapter_dtypes, with_writable_base
+from ..hosts.peft import adapter_dtypes, as_written, is_idle
 from ..numerics import training
-from ..numerics.autocast import autocast_if_off
+from ..numerics.autocast import NOTHING, autocast_if_off
 from ..numerics.compiling import trace_attributes_without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
-from ..numerics.overlay import overlay
 from ..watching.events import heard, listeners
 from ..watching.running import here
 from .computed import tell_computed
@@ -39,7 +39,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             return original(self, x, *args, **kwargs)
         if not x.is_floating_point():
             x = activations(self, x)
-        if training.computes_as_upstream(self, autocast_is_on(x.device.type), x) or (
+        if training.computes_as_upstream(self, autocast_is_on(x.device.type)) or (
             (eager := not torch.compiler.is_compiling()) and here.gradients
         ):
             return _as_upstream(original, installation, self, x, args, kwargs)
@@ -51,14 +51,17 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
         adapters = None if args or kwargs else plain_adapters(self, x)
         if adapters is not None and _adds_up(x, dtype, adapters):
             return _added_up(self, x, dtype, adapters)
-        return _as_under_autocast(original, _readable(self, x), x, dtype, args, kwargs)
+        if is_idle(self):
+            return _as_upstream(original, installation, self, x, args, kwargs)
+        with autocast_if_off(x.device.type, dtype), _as_written(self, x):
+            return original(self, x, *args, **kwargs).to(x.dtype)
 
     return patched
 
 
-def _readable(layer: Any, x: torch.Tensor) -> Any:
-    """The layer as upstream's forward reads it: DoRA's reads the bias, and dequantizes the weight."""
-    return with_writable_base(layer, x) if is_dora(layer) and not torch.compiler.is_compiling() else layer
+def _as_written(layer: Any, x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """What upstream's forward runs in. DoRA's reads the base layer's bias, and dequantizes its weight."""
+    return as_written(layer, x) if is_dora(layer) else NOTHING
 
 
 def _as_upstream(original: Any, installation: Installation, self: Any, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
@@ -66,28 +69,22 @@ def _as_upstream(original: Any, installation: Installation, self: Any, x: torch.
 
     In a LoRA layer torch refuses dtypes only where an adapter's differ, or the input was not cast to them.
     """
-    layer = _readable(self, x)
     if autocast_is_on(x.device.type):
-        return original(layer, x, *args, **kwargs)
-    dtypes = adapter_dtypes(layer)
+        with _as_written(self, x):
+            return original(self, x, *args, **kwargs)
+    dtypes = adapter_dtypes(self)
     # Inside CUDA's autocast PEFT casts no input, be it on the CPU (it asks for CUDA's alone, peft 0.21.2).
-    if torch.is_autocast_enabled() or not getattr(layer, "cast_input_dtype_enabled", True):
+    if torch.is_autocast_enabled() or not getattr(self, "cast_input_dtype_enabled", True):
         dtypes.add(x.dtype)
     if len(dtypes) < 2:
-        return original(layer, x, *args, **kwargs)
+        with _as_written(self, x):
+            return original(self, x, *args, **kwargs)
     if torch.compiler.is_compiling():  # maybe this layer by itself, with no model's mode around it
         trace_attributes_without_modes()
     mode = CastOnMismatch(functools.partial(heard, installation, self))
-    with mode:  # not `as mode`: Dynamo forgets it at a graph break in here (torch 2.13.0)
-        result = original(layer, x, *args, **kwargs)
+    with mode, _as_written(self, x):  # not `as mode`: Dynamo forgets it at a graph break in here (torch 2.13.0)
+        result = original(self, x, *args, **kwargs)
     return result.to(x.dtype) if mode.casts else result
-
-
-def _as_under_autocast(original: Any, layer: Any, x: torch.Tensor, dtype: torch.dtype, args: Any, kwargs: Any) -> Any:
-    if dtype not in HALF:
-        layer = overlay(layer, cast_input_dtype_enabled=False)  # what is cast below is cast once
-    with autocast_if_off(x.device.type, dtype):
-        return original(layer, x, *args, **kwargs).to(x.dtype)
 
 
 def _adds_up(x: torch.Tensor, dtype: torch.dtype, adapters: list[Adapter]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from ..engine.installation import Installation, call_shadowed
 from ..hosts.bitsandbytes import activations, compute_dtype
 from ..hosts.own_backward import has_own_backward
-from ..hosts.peft import adapter_dtypes, with_writable_base
+from ..hosts.peft import adapter_dtypes, as_written, is_idle
 from ..numerics import training
 from ..numerics.autocast import NOTHING, autocast_if_off, without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
@@ -50,7 +51,7 @@ def other_tuners(model: torch.nn.Module, installation: Installation) -> Iterator
 @functools.cache
 def forward(installation: Installation, cls: Any) -> Callable[..., Any]:
     """The forward of a class' objects."""
-    own_backward = has_own_backward(cls)
+    own_backward, reads_bias = has_own_backward(cls), "bias" in inspect.unwrap(cls.forward).__code__.co_names
 
     @functools.wraps(cls.forward)
     def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -58,17 +59,15 @@ def forward(installation: Installation, cls: Any) -> Callable[..., Any]:
             return call_shadowed(installation, self, x, *args, **kwargs)
         x = activations(self, x)
         autocast = autocast_is_on(x.device.type)
-        upstreams = training.computes_as_upstream(self, autocast, x) or within_gradients()
-        # Dynamo traces no write to `.data`.
-        layer = self if torch.compiler.is_compiling() else with_writable_base(self, x)
+        upstreams = training.computes_as_upstream(self, autocast) or within_gradients()
         within, mode = _surroundings(self, x, autocast, upstreams, own_backward)
         told = not torch.compiler.is_compiling() and listeners
         if told and not (autocast or upstreams) and (dtype := compute_dtype(self, x)) in HALF:
             tell_computed(installation, self, x.dtype, dtype)
         if mode is not None:
             mode.asked = functools.partial(heard, installation, self)
-        with within, mode or without_modes():
-            result = call_shadowed(installation, layer, x, *args, **kwargs)
+        with within, mode or without_modes(), as_written(self, x) if reads_bias else NOTHING:
+            result = call_shadowed(installation, self, x, *args, **kwargs)
         if result.dtype is x.dtype or (upstreams and not (mode and mode.casts)):
             return result
         return result.to(x.dtype)
@@ -81,7 +80,7 @@ def _surroundings(
 ) -> tuple[contextlib.AbstractContextManager[Any], CastOnMismatch | None]:
     """The region that a call runs in, and the mode for what torch might refuse in there."""
     device, dtype = x.device.type, compute_dtype(layer, x)
-    if not autocast and (upstreams or dtype not in HALF):
+    if not autocast and (upstreams or dtype not in HALF or is_idle(layer)):
         return NOTHING, CastOnMismatch()
     in_force = torch.get_autocast_dtype(device) if autocast else dtype
     if not adapter_dtypes(layer) - {in_force, torch.float32}:

@@ -123,4 +123,4 @@ def see_training(root: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str,
             break
     else:
         autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled()
-    training.see(root, autocast, (*args, *kwargs.values()))
+    training.see(root, autocast)

@@ -1,5 +1,6 @@
 """qlora_bf16_patch.report: what a model holds, and that what is expected of it happens when it runs."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -198,6 +199,35 @@ def test_a_residual_stream_keeps_the_wider_dtype_and_a_head_runs_last(embeds):
     with qlora_bf16_patch.trace(model) as trace, torch.no_grad():
         model(torch.arange(8))
     assert expected == [one.path for one in trace.mismatches()] == ([HEAD] if embeds == F32 else [])
+
+
+def tied(model):
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    return kbit(model)
+
+
+TOKENS = {"trainable_token_indices": {"embed_tokens": [1, 2]}, "target_modules": ["q_proj"]}
+TRAINED_BESIDE = {
+    "tokens": {"lora": TOKENS},
+    "tokens of tied embeddings": {"prepare": tied, "lora": TOKENS},
+    "a head": {"lora": {"modules_to_save": ["lm_head"]}},
+    "tokens and a head": {"lora": TOKENS | {"modules_to_save": ["lm_head"]}},
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+@pytest.mark.parametrize("kind", TRAINED_BESIDE)
+def test_what_peft_trains_beside_adapters_is_expected_as_it_is_in_use(kind):
+    model = llama(**{"prepare": kbit, "cast": qlora_script} | TRAINED_BESIDE[kind])
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    for adapter in ("default", "other", None):
+        model.set_adapter(adapter or "default")
+        with model.disable_adapter() if adapter is None else contextlib.nullcontext():
+            expected = {(one.operation, one.given, one.to) for one in qlora_bf16_patch.report(model).mismatches()}
+            with qlora_bf16_patch.trace(model) as trace, torch.no_grad():
+                model(torch.arange(3, 9, device=devices.TYPE)[None])
+        assert expected == {(one.operation, one.given, one.to) for one in trace.mismatches()}, adapter
 
 
 def test_it_runs_nothing_and_changes_nothing():

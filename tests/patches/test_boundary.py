@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import qlora_bf16_patch
 from toys import devices
 from toys.layers import FLOATING, HALF, flattened, linear4bit
-from toys.models import Alone, Toy, lora_model
+from toys.models import Alone, Model, Toy, lora_model
 from toys.parts import Experts, Router, Twice
 
 from ..checks import assert_unchanged, state
@@ -281,6 +281,41 @@ def test_a_head_whose_weight_is_no_parameter_is_covered(how):
     for head in (lora_model(toy=before).base_model.model.head, make(after)):
         assert head(torch.randn(2, 64)).dtype == torch.float32
         assert head(torch.randn(2, 64).bfloat16()).dtype == torch.bfloat16
+
+
+class Dequantized(nn.Parameter):
+    """As the weights of other quantizers: its products take any dtype, and are computed in float32."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is nn.functional.linear:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*(value if value is None else value.float() for value in args)).to(args[0].dtype)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Renamed(nn.Parameter):
+    """A subclass whose products are torch's own."""
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_weight_of_a_subclass_that_takes_mixed_dtypes_keeps_its_bits(training):
+    part = nn.Linear(64, 8)
+    part.weight = Dequantized(part.weight.data.bfloat16(), requires_grad=False)
+    model, x = lora_model(toy=Model(part)).train(training), torch.randn(2, 3, 64)
+    with torch.set_grad_enabled(training):
+        expected = nn.functional.linear(model.base_model.model.proj(x), part.weight.data.float(), part.bias)
+        assert torch.equal(model(x), expected)
+
+
+@pytest.mark.failure(row=1)
+def test_a_weight_of_a_subclass_that_torch_refuses_is_cast_to():
+    part = nn.Linear(64, 8, bias=False)
+    part.weight = Renamed(part.weight.data.bfloat16())
+    model, x = lora_model(toy=Model(part)), torch.randn(2, 3, 64)
+    with qlora_bf16_patch.disabled(), pytest.raises(RuntimeError, match="same dtype"):
+        model(x)
+    assert model(x).dtype == torch.float32
 
 
 def test_a_head_that_is_given_another_class_has_that_forward():

@@ -177,7 +177,6 @@ def fallbacks():
         "an offloaded adapter": lambda layer: cpu_offload(layer.lora_A[A], execution_device=torch.device("cpu")),
         "dropout in training": lambda layer: layer.train().lora_dropout.update({A: torch.nn.Dropout(0.0).train()}),
         "switched off casts": lambda layer: setattr(layer, "cast_input_dtype_enabled", False),
-        "switched off adapters": lambda layer: layer.enable_adapters(False),
         "a sharded parameter": lambda layer: layer.lora_A[A].register_parameter(
             "weight", Sharded(layer.lora_A[A].weight)
         ),
