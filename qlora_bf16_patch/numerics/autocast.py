@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .dtypes import HALF, cast
-from .rules.products import LINEAR, PRODUCTS
+from .rules.table import LINEAR, PRODUCTS
 
 NOTHING = contextlib.nullcontext()
 

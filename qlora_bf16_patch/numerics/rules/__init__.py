@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import products, weighted, writes
 from .rule import Rule, first_operand
+from .table import RULES
 
-RULES: dict[Any, Rule] = {**products.RULES, **weighted.RULES, **writes.RULES}
 ASKED_FIRST = frozenset(func for func, rule in RULES.items() if rule.written is not None)
 _ANY, _IN_PLACE = Rule(), Rule(dtypes=first_operand, in_place=True)
 
