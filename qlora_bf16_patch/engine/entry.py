@@ -1,12 +1,24 @@
-"""A registered patch: what was decided about it, what came of it, and the state that follows."""
+"""A registered patch: what was decided about it, how it gets in place once its library is there, and its state.
+
+No lock is held while code of others runs.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
+import warnings
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from .installation import Installation
-from .patch import Patch
+from . import versions
+from .imports import retry, when_imported
+from .installation import Installation, Target
+from .patch import Patch, Unsupported
+from .wrapping import LOCK
+
+logger = logging.getLogger("qlora_bf16_patch")
 
 
 class Decision(NamedTuple):
@@ -105,3 +117,124 @@ class Entry:
             if owner is not None and (owner, attribute) not in patched:
                 return f"{name} was loaded again, and its {path} is not the one that was patched"
         return ""
+
+
+def bring(entries: list[Entry]) -> None:
+    """Set flags, take wrappers out, put wrappers in place, as decided. A patch that was never on hooks nothing."""
+    with LOCK:
+        for entry in entries:
+            entry.settle()
+        out = [entry.installation for entry in entries[::-1] if entry.decision.taken_out]
+        while any([installation.restore() for installation in out]):
+            pass  # a wrapper of ours that was beneath another one of ours is on top now
+        hook = [entry for entry in entries if entry.on and not entry.hooked and entry.patch.module]
+        there = [entry for entry in entries if entry.on and entry.arrived and not entry.in_place]
+        for entry in hook:
+            entry.hooked = True
+    for entry in hook:
+        if entry.patch.module in sys.modules:
+            entry.installation.notes["order"] = _late(entry.patch)
+        when_imported(entry.patch.module, functools.partial(_arrived, entry))
+    for entry in there:
+        module = sys.modules.get(entry.patch.module)
+        if module is not None:
+            _install(entry, module)
+        _warn(entry)
+    retry()
+
+
+def _arrived(entry: Entry, module: ModuleType, complete: bool) -> bool:
+    """The patch's library is there. It runs inside the user's own import, which an exception would break."""
+    with LOCK:
+        entry.hooked = entry.on  # switched off while it waited: hooked again if it is ever switched on
+        if not entry.on or entry.installation.known:
+            return True
+    _install(entry, module)
+    with LOCK:
+        if entry.problem is not None and entry.problem.state == "failed" and not complete:
+            return False
+        entry.arrived = True
+    _warn(entry)
+    return True
+
+
+def _install(entry: Entry, module: ModuleType) -> None:
+    patch, problem = entry.patch, None
+    try:
+        version = versions.installed(patch.distribution)
+        refusal = versions.refusal(patch, version)
+        if refusal:
+            problem = Problem("skipped", refusal)
+        elif entry.installation.install(targets(patch, module), wanted=lambda: entry.on):
+            note = versions.newer_than_tested(patch, version)
+            if note:
+                entry.installation.note("tested", note, logging.INFO)
+            logger.debug("%s installed on %s", patch.name, patch.spoken_targets())
+    except Unsupported as error:
+        problem = Problem("failed", str(error))
+    except Exception as error:
+        problem = Problem("failed", f"{type(error).__name__}: {error}")
+    with LOCK:
+        if problem is None or not entry.installation.known:  # else what is in place stays, and may be shadowed
+            entry.problem = problem
+        entry.settle()
+
+
+def _warn(entry: Entry) -> None:
+    """Warn once of a patch that is on and failed: a user who relies on it must hear of it."""
+    with LOCK:
+        failed = entry.on and entry.problem is not None and entry.problem.state == "failed"
+        if not failed or entry.warned:
+            return
+        entry.warned = True
+    text = _failure(entry)
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    except Exception:  # warnings are errors here, but this may be the user's own import of the library
+        logger.warning("%s", text)
+
+
+def targets(patch: Patch, module: ModuleType) -> list[Target]:
+    """The patch's targets in its module, with the factory for each.
+
+    Raises:
+        Unsupported: one of them is not there. Loading the factory may raise anything.
+    """
+    places = []
+    for name, path in patch.targets:
+        owner, attribute = _find(module if name == patch.module else sys.modules.get(name), path)
+        if not isinstance(owner, (type, ModuleType)) or not hasattr(owner, attribute):
+            version = versions.installed(patch.distribution)
+            raise Unsupported(f"{name}{f' {version}' if version else ''} has no {path}")
+        places.append((owner, attribute))
+    factory = patch.factory()
+    return [Target(owner, attribute, factory) for owner, attribute in places]
+
+
+def _find(module: Any, path: str) -> tuple[Any, str]:
+    """The object that holds a target, and the target's name in it."""
+    *parts, attribute = path.split(".")
+    owner = module
+    for part in parts:
+        owner = getattr(owner, part, None)
+    return owner, attribute
+
+
+def _late(patch: Patch) -> str:
+    text = f"{patch.module} was imported before this patch was hooked: "
+    if any("." in path for _, path in patch.targets):
+        return text + (
+            "a method that somebody bound before stays unpatched; qlora_bf16_patch.guard(model) reaches those of a "
+            "dispatched model"
+        )
+    return text + "who imported the function by name before keeps the unpatched one"
+
+
+def _failure(entry: Entry) -> str:
+    patch, reason = entry.patch, entry.problem.reason if entry.problem else ""
+    version = versions.installed(patch.distribution)
+    found = f" on {patch.distribution} {version}" if version else f" on {patch.module}" if patch.module else ""
+    return (
+        f"the patch {patch.name} could not be installed{found}: {reason}. What it mends is not mended. Switch it off "
+        f"with QLORA_BF16_PATCH_DISABLE={patch.name} to silence this, or report it."
+    )

@@ -250,8 +250,10 @@ class Installation:
 def _replacement(target: Target, originals: list[Any]) -> str:
     owner, attribute, _ = target
     found = wrapping.current(owner, attribute)
+    if found is None:
+        return f"{owner.__name__}.{attribute} is gone"
     module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", type(found).__qualname__)
     text = f"{owner.__name__}.{attribute} was replaced by {module + '.' if module else ''}{name}"
-    if found is None or wrapping.reaches(found, originals):
+    if wrapping.reaches(found, originals):
         return text
     return f"{text}, which does not say what it wraps (if it calls the function that was there, the patch still works)"

@@ -6,12 +6,9 @@ import dataclasses
 import importlib
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .installation import Installation
-
-Factory = Callable[[Any, "Installation"], Callable[..., Any]]
+Factory = Callable[[Any, Any], Callable[..., Any]]
 """``factory(original, installation)`` returns the plain function that takes the place of ``original``."""
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import importlib.metadata
 import logging
 from collections.abc import Iterator
 
 from . import versions
-from .arrival import bring
-from .entry import Decision, Entry, Problem
-from .environment import Environment, canonical
+from .entry import Decision, Entry, Problem, bring
+from .environment import Environment, UnknownPatchError, canonical
 from .imports import retry
 from .installation import Installation
 from .patch import Patch
 from .plugins import loaded
 from .statuses import Statuses, status_of
-from .switching import Find, Strictness, block, matching, switch
 from .wrapping import LOCK
 
 logger = logging.getLogger("qlora_bf16_patch")
@@ -41,7 +40,8 @@ class Registry:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._entries: dict[str, Entry] = {}
-        self._strictness = Strictness()
+        self._strict_blocks = 0
+        self._lenient: list[Installation] = []  # those that the open blocks of `strict` have made strict
 
     def register(self, patch: Patch) -> None:
         """Add a patch. It is installed when its library arrives, or at once if that is imported already.
@@ -87,7 +87,7 @@ class Registry:
             >>> [row.state for row in qlora_bf16_patch.status() if row.name == "transformers.generate"]
             ['active']
         """
-        switch(self._matching(names, True), True, force)
+        self._switch(names, True, force)
 
     def disable(self, *names: str, force: bool = False) -> None:
         """Turn patches off, for the whole process, compiled code included.
@@ -104,7 +104,7 @@ class Registry:
             >>> [row.reason for row in qlora_bf16_patch.status() if row.name == "peft.lora.linear4bit"]
             ['switched off by call']
         """
-        switch(self._matching(names, False), False, force)
+        self._switch(names, False, force)
 
     @contextlib.contextmanager
     def enabled(self, *names: str, force: bool = False) -> Iterator[None]:
@@ -126,7 +126,7 @@ class Registry:
             >>> tokens.shape, trace.mismatches()
             (torch.Size([1, 6]), [])
         """
-        with block(self._matching(names, True), True, force):
+        with self._block(names, True, force):
             yield
 
     @contextlib.contextmanager
@@ -151,7 +151,7 @@ class Registry:
                 ...
             RuntimeError: expected m1 and m2 to have the same dtype, but got: float != c10::BFloat16
         """
-        with block(self._matching(names, False), False, force):
+        with self._block(names, False, force):
             yield
 
     @contextlib.contextmanager
@@ -175,8 +175,17 @@ class Registry:
             given torch.float32 as its input. peft.boundary would have cast it, but strict mode is on
             (QLORA_BF16_PATCH_STRICT, or qlora_bf16_patch.strict()): cast it where it is made, or switch that off.
         """
-        with self._strictness.block(lambda: [entry.installation for entry in self._entries.values()]):
+        with LOCK:
+            self._strict_blocks += 1
+            for entry in self._entries.values():
+                self._make_strict(entry.installation)
+        try:
             yield
+        finally:
+            with LOCK:
+                self._strict_blocks -= 1
+                while self._lenient and not self._strict_blocks:
+                    self._lenient.pop().strict = False
 
     def reset(self) -> None:
         """Forget all calls, those of open blocks as well: what the environment and the defaults say counts again.
@@ -246,8 +255,58 @@ class Registry:
                 raise ValueError(f"a patch named {patch.name!r} is registered already")
             first = Decision(*self._environment.decide(patch.name, patch.default))
             installation = Installation(patch.name, self._environment.strict)
-            self._strictness.reach(installation)
+            if self._strict_blocks:
+                self._make_strict(installation)
             return self._entries.setdefault(patch.name, Entry(patch, first, installation, problem))
 
-    def _matching(self, patterns: tuple[str, ...], on: bool) -> Find:
-        return lambda: matching(self._entries, self._environment, patterns, on)
+    def _make_strict(self, installation: Installation) -> None:
+        if not installation.strict:
+            installation.strict = True
+            self._lenient.append(installation)
+
+    def _switch(self, patterns: tuple[str, ...], on: bool, force: bool, block: object = None) -> None:
+        """Decide, and do what follows. The decisions of a block are a layer of their own in each entry."""
+        with LOCK:
+            entries = self._matching(patterns, on)
+            for entry in entries if block else ():
+                entry.layers[block] = entry.decision
+            refused = [message for entry in entries if (message := _decide(entry, on, force))]
+        bring(entries)
+        for message in refused:
+            logger.warning("%s", message)
+
+    @contextlib.contextmanager
+    def _block(self, patterns: tuple[str, ...], on: bool, force: bool) -> Iterator[None]:
+        block = object()
+        try:
+            self._switch(patterns, on, force, block)
+            yield
+        finally:
+            with LOCK:  # other blocks may have come over this one, and stay
+                entries = [entry for entry in self._entries.values() if entry.layers.pop(block, None)]
+            bring(entries)
+
+    def _matching(self, patterns: tuple[str, ...], on: bool) -> list[Entry]:
+        """The patches that names or globs mean. Without names: all, or those that are on by default.
+
+        Raises:
+            UnknownPatchError: one matches no patch.
+        """
+        if not patterns:
+            return [entry for entry in self._entries.values() if not on or entry.patch.default or entry.first.on]
+        for pattern in patterns:
+            problem = self._environment.problem(pattern, self._entries)
+            if problem:
+                raise UnknownPatchError(problem)
+        wanted = [canonical(pattern) for pattern in patterns]
+        return [entry for name, entry in self._entries.items() if any(fnmatch.fnmatchcase(name, one) for one in wanted)]
+
+
+def _decide(entry: Entry, on: bool, force: bool) -> str | None:
+    """Record a call's decision. The environment takes precedence; the message says so."""
+    if not entry.first.by.startswith("environment") or force:
+        entry.decision = Decision(on, "call (forced)" if force else "call")
+        return None
+    entry.decision = entry.first  # also after an uninstall
+    state = "on" if entry.first.on else "off"
+    return None if entry.first.on == on else f"{entry.patch.name} stays {state}, by {entry.first.by}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
@@ -70,6 +71,11 @@ def base_is_plain(base: Any) -> bool:
     """Whether calling a LoRA layer's base layer runs the k-bit layer's forward and nothing beside."""
     own = base.__dict__
     return not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own) and type(base) in _KBIT
+
+
+def is_upstreams(forward: Any) -> bool:
+    """Whether a k-bit LoRA layer's forward is PEFT's own function, and not another library's wrapper of it."""
+    return type(forward) is types.FunctionType and forward.__globals__["__name__"] == "peft.tuners.lora.bnb"
 
 
 def is_dora(layer: Any) -> bool:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engine.installation import Installation
+from ..engine.installation import Installation, upstream
 from ..hosts.bitsandbytes import activations, compute_dtype, unwrapped
-from ..hosts.lora import Adapter, base_is_plain, is_dora, plain_adapters
+from ..hosts.lora import Adapter, base_is_plain, is_dora, is_upstreams, plain_adapters
 from ..hosts.peft import adapter_dtypes, as_written, is_idle
 from ..numerics import training
 from ..numerics.autocast import NOTHING, autocast_if_off
@@ -32,6 +32,7 @@ from .linear4bit import warn_of_float32
 
 def forward(original: Any, installation: Installation) -> Callable[..., Any]:
     """Over the ``forward`` of PEFT's ``Linear4bit`` or ``Linear8bitLt``."""
+    skips_none = is_upstreams(upstream(original))  # our own sum does not call the original
 
     @functools.wraps(original)
     def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +49,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             warn_of_float32(installation, unwrapped(self.get_base_layer()), x.dtype)
         if eager and listeners:
             tell_computed(installation, self, x.dtype, dtype)
-        adapters = None if args or kwargs else plain_adapters(self, x)
+        adapters = plain_adapters(self, x) if skips_none and not (args or kwargs) else None
         if adapters is not None and _adds_up(x, dtype, adapters):
             return _added_up(self, x, dtype, adapters)
         if is_idle(self):

@@ -104,6 +104,7 @@ def test_a_method_that_somebody_has_replaced_is_told(stranger, monkeypatch):
 
 def test_a_wrapper_over_ours_that_calls_it_is_told(stranger, monkeypatch):
     stranger.original = bnb.nn.Linear4bit.forward
+    monkeypatch.setattr(stranger.around, "__wrapped__", stranger.original, raising=False)
     monkeypatch.setattr(bnb.nn.Linear4bit, "forward", stranger.around)
     assert over_ours() == ["Linear4bit.forward is wrapped by somebody, which calls bitsandbytes.linear4bit"]
 

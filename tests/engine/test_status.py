@@ -193,6 +193,8 @@ def test_a_replacement_without_a_module_is_told_without_a_none(library):
     replacement.__module__ = None
     assert row(registry).state == "shadowed"
     assert "None" not in row(registry).reason
+    del library.Layer.forward
+    assert row(registry).reason.startswith("Layer.forward is gone; ")
 
 
 def is_on(registry):
