@@ -175,7 +175,7 @@ def fallbacks():
         "a subclassed adapter": lambda layer: setattr(layer.lora_A[A], "__class__", Subclassed),
         "accelerate's hook": lambda layer: add_hook_to_module(layer.lora_A[A], ModelHook()),
         "an offloaded adapter": lambda layer: cpu_offload(layer.lora_A[A], execution_device=torch.device("cpu")),
-        "dropout in training": lambda layer: layer.train().lora_dropout.update({A: torch.nn.Dropout(0.0).train()}),
+        "dropout in training": lambda layer: layer.lora_dropout.update({A: torch.nn.Dropout(0.0).train()}),
         "switched off casts": lambda layer: setattr(layer, "cast_input_dtype_enabled", False),
         "a sharded parameter": lambda layer: layer.lora_A[A].register_parameter(
             "weight", Sharded(layer.lora_A[A].weight)
