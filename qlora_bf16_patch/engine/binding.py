@@ -25,7 +25,7 @@ _rebound: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictio
 
 
 class Bound:
-    """The forward of one object. A subclass has a ``__call__`` that calls ``below``, else the class' own forward.
+    """The forward of one object. A subclass has a ``__call__`` that calls :meth:`original`.
 
     Args:
         installation: of the patch.
@@ -48,6 +48,11 @@ class Bound:
         self.instance: Callable[[], Any] = weakref.ref(instance)
         self.shadowed: Any = None  # what stood in the object's __dict__; None for nothing
         self.below: Any = None
+
+    def original(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call what this one is put over."""
+        below, instance = self.below, self.instance()
+        return type(instance).forward(instance, *args, **kwargs) if below is None else below(*args, **kwargs)
 
     def put_over(self, shadowed: Any) -> None:
         """Remember what this one shadows on the object; None for the class' own forward."""
@@ -109,9 +114,8 @@ def call_shadowed(installation: Installation, instance: Any, /, *args: Any, **kw
     """Call what the installation's binding shadows: another binding, another party's forward, else the class'."""
     own = instance.__dict__.get("forward")
     if type(own) is not Function or own.installation is not installation:  # beneath another one
-        own = installation.bound.get(instance)
-    below = None if own is None else own.below
-    return type(instance).forward(instance, *args, **kwargs) if below is None else below(*args, **kwargs)
+        own = installation.bound[instance]
+    return own.original(*args, **kwargs)
 
 
 def bind(bound: Bound, again: bool = False) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from packaging.version import Version
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ..numerics.compiling import source_of
 from ..numerics.dtypes import HALF
 from ..numerics.overlay import overlay
+from .as_written import note_written
 
 _RELEASE = Version(importlib.metadata.version("bitsandbytes"))
 # Linear4bit.forward compares its bias with the input after that was cast to the compute dtype, before 0.50 as it came.
@@ -130,32 +129,6 @@ def bias_of(layer: Any) -> torch.Tensor | None:
     return own["bias"] if "bias" in own else getattr(layer, "bias", None)
 
 
-class AsWritten(TorchFunctionMode):
-    """Inside it, operations use a k-bit layer's bias and quant state as bitsandbytes would have left them.
-
-    bitsandbytes writes to both in its forwards, see :func:`untouched`. Some of PEFT's methods read them after the base
-    layer's forward (peft 0.21.2: DoRA, BOFT and DEFT subtract the bias from its result, DoRA dequantizes the weight),
-    and training has other bits with the values that were kept. Nothing is written: only the operand is replaced, in
-    this thread.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.biases: dict[int, torch.Tensor] = {}  # by the parameter's id: the model holds it during the call
-        self.dequantized: torch.dtype | None = None
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        for value in args:
-            if id(value) in self.biases and getattr(func, "__name__", "") not in ("__get__", "__set__"):  # as `.data`
-                args = [self.biases.get(id(value), value) for value in args]
-                break
-        if self.dequantized is not None and func is torch.ops.bitsandbytes.dequantize_4bit.default:
-            args = [*args[:-1], self.dequantized]
-        return func(*args, **kwargs) if kwargs else func(*args)
-
-
 def untouched(layer: Any, dtype: torch.dtype, *, repacks: bool = False, dequantized: torch.dtype | None = None) -> Any:
     """The layer, or an overlay where upstream's forward would write to a parameter.
 
@@ -178,11 +151,7 @@ def untouched(layer: Any, dtype: torch.dtype, *, repacks: bool = False, dequanti
     if dequantized is not None:
         own["weight"] = _with_own_state(layer.weight)
     if own and not torch.compiler.is_compiling():
-        for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
-            if type(mode) is AsWritten:
-                mode.dequantized = dequantized
-                if "bias" in own:
-                    mode.biases[id(bias)] = own["bias"]
+        note_written(bias, own.get("bias"), dequantized)
     attributes |= _with(layer, own)
     return overlay(layer, **attributes) if attributes else layer
 

@@ -11,7 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..numerics.autocast import NOTHING
 from ..numerics.dtypes import autocast_is_on
-from .bitsandbytes import AsWritten, bias_of, compute_dtype, is_4bit, is_kbit, overwrites_quant_state, unwrapped
+from .as_written import AsWritten
+from .bitsandbytes import bias_of, compute_dtype, is_4bit, is_kbit, overwrites_quant_state, unwrapped
 
 
 def is_kbit_tuner(module: Any) -> bool:

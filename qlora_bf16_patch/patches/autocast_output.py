@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..engine.installation import Installation, call_shadowed
+from ..engine.binding import bind
+from ..engine.installation import Bound, Installation
 from ..numerics.dtypes import autocast_is_on
 from ..watching.events import computed, listeners
 from .injection import after_injection
@@ -37,17 +38,14 @@ def inject_adapter(original: Any, installation: Installation) -> Callable[..., A
 def take_in(model: torch.nn.Module, installation: Installation) -> None:
     """Give each tuner layer of ``model`` whose base layer is quantized its forward."""
     for module in other_tuners(model, installation):
-        cls: Any = type(module)
-        installation.bind(module, _bound(installation, cls))
+        bind(InAutocast(installation, module))
 
 
-@functools.cache
-def _bound(installation: Installation, cls: Any) -> Callable[..., Any]:
-    @functools.wraps(cls.forward)
-    def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _followed(installation, self, x, call_shadowed(installation, self, x, *args, **kwargs))
+class InAutocast(Bound):
+    """The forward of a tuner layer, whose result follows autocast."""
 
-    return patched
+    def __call__(self, /, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return _followed(self.installation, self.instance(), x, self.original(x, *args, **kwargs))
 
 
 def _followed(installation: Installation, layer: Any, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from ..numerics.autocast import NOTHING, autocast_if_off
 from ..numerics.compiling import trace_attributes_without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
-from ..watching.events import heard, listeners
+from ..watching.events import Record, listeners, record_of
 from ..watching.running import here
 from .computed import tell_computed
 from .linear4bit import warn_of_float32
@@ -32,6 +32,7 @@ from .linear4bit import warn_of_float32
 
 def forward(original: Any, installation: Installation) -> Callable[..., Any]:
     """Over the ``forward`` of PEFT's ``Linear4bit`` or ``Linear8bitLt``."""
+    record = record_of(installation)
     skips_none = is_upstreams(upstream(original))  # our own sum does not call the original
 
     @functools.wraps(original)
@@ -43,7 +44,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
         if training.computes_as_upstream(self, autocast_is_on(x.device.type)) or (
             (eager := not torch.compiler.is_compiling()) and here.gradients
         ):
-            return _as_upstream(original, installation, self, x, args, kwargs)
+            return _as_upstream(original, record, self, x, args, kwargs)
         dtype = compute_dtype(self, x)
         if dtype is torch.float32 and x.dtype in HALF and "compute_dtype" not in installation.notes:
             warn_of_float32(installation, unwrapped(self.get_base_layer()), x.dtype)
@@ -53,7 +54,7 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
         if adapters is not None and _adds_up(x, dtype, adapters):
             return _added_up(self, x, dtype, adapters)
         if is_idle(self):
-            return _as_upstream(original, installation, self, x, args, kwargs)
+            return _as_upstream(original, record, self, x, args, kwargs)
         with autocast_if_off(x.device.type, dtype), _as_written(self, x):
             return original(self, x, *args, **kwargs).to(x.dtype)
 
@@ -65,7 +66,7 @@ def _as_written(layer: Any, x: torch.Tensor) -> contextlib.AbstractContextManage
     return as_written(layer, x) if is_dora(layer) else NOTHING
 
 
-def _as_upstream(original: Any, installation: Installation, self: Any, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
+def _as_upstream(original: Any, record: Record, self: Any, x: torch.Tensor, args: Any, kwargs: Any) -> Any:
     """Upstream's own; where torch would refuse an operation its operands are cast, and the result to the input's dtype.
 
     In a LoRA layer torch refuses dtypes only where an adapter's differ, or the input was not cast to them.
@@ -82,7 +83,7 @@ def _as_upstream(original: Any, installation: Installation, self: Any, x: torch.
             return original(self, x, *args, **kwargs)
     if torch.compiler.is_compiling():  # maybe this layer by itself, with no model's mode around it
         trace_attributes_without_modes()
-    mode = CastOnMismatch(functools.partial(heard, installation, self))
+    mode = CastOnMismatch(functools.partial(record.tell, self))
     with mode, _as_written(self, x):  # not `as mode`: Dynamo forgets it at a graph break in here (torch 2.13.0)
         result = original(self, x, *args, **kwargs)
     return result.to(x.dtype) if mode.casts else result

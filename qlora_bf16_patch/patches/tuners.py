@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..engine.installation import Installation, call_shadowed
+from ..engine.binding import bind
+from ..engine.installation import Bound, Installation
 from ..hosts.bitsandbytes import activations, compute_dtype
 from ..hosts.own_backward import has_own_backward
 from ..hosts.peft import adapter_dtypes, as_written, is_idle
@@ -22,7 +23,7 @@ from ..numerics import training
 from ..numerics.autocast import NOTHING, autocast_if_off, without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
-from ..watching.events import heard, listeners
+from ..watching.events import listeners, record_of
 from ..watching.running import within_gradients
 from .computed import tell_computed
 from .injection import after_injection, kbit_tuners
@@ -39,8 +40,7 @@ def inject_adapter(original: Any, installation: Installation) -> Callable[..., A
 def take_in(model: torch.nn.Module, installation: Installation) -> None:
     """Give each tuner layer of ``model`` whose base layer is quantized its forward."""
     for module in other_tuners(model, installation):
-        cls: Any = type(module)
-        installation.bind(module, forward(installation, cls))
+        bind(TunerForward(installation, module))
 
 
 def other_tuners(model: torch.nn.Module, installation: Installation) -> Iterator[torch.nn.Module]:
@@ -48,31 +48,34 @@ def other_tuners(model: torch.nn.Module, installation: Installation) -> Iterator
     return (module for module in kbit_tuners(model, installation) if type(module).__module__ not in _LORA)
 
 
-@functools.cache
-def forward(installation: Installation, cls: Any) -> Callable[..., Any]:
-    """The forward of a class' objects."""
-    own_backward, reads_bias = has_own_backward(cls), "bias" in inspect.unwrap(cls.forward).__code__.co_names
+class TunerForward(Bound):
+    """The forward of a tuner layer."""
 
-    @functools.wraps(cls.forward)
-    def patched(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not installation.on:
-            return call_shadowed(installation, self, x, *args, **kwargs)
-        x = activations(self, x)
+    def __init__(self, installation: Installation, layer: torch.nn.Module) -> None:
+        super().__init__(installation, layer)
+        cls: Any = type(layer)
+        self.record = record_of(installation)
+        self.own_backward = has_own_backward(cls)
+        self.reads_bias = "bias" in inspect.unwrap(cls.forward).__code__.co_names
+
+    def __call__(self, /, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        layer: Any = self.instance()
+        if not self.installation.on:
+            return self.original(x, *args, **kwargs)
+        x = activations(layer, x)
         autocast = autocast_is_on(x.device.type)
-        upstreams = training.computes_as_upstream(self, autocast) or within_gradients()
-        within, mode = _surroundings(self, x, autocast, upstreams, own_backward)
+        upstreams = training.computes_as_upstream(layer, autocast) or within_gradients()
+        within, mode = _surroundings(layer, x, autocast, upstreams, self.own_backward)
         told = not torch.compiler.is_compiling() and listeners
-        if told and not (autocast or upstreams) and (dtype := compute_dtype(self, x)) in HALF:
-            tell_computed(installation, self, x.dtype, dtype)
+        if told and not (autocast or upstreams) and (dtype := compute_dtype(layer, x)) in HALF:
+            tell_computed(self.installation, layer, x.dtype, dtype)
         if mode is not None:
-            mode.asked = functools.partial(heard, installation, self)
-        with within, mode or without_modes(), as_written(self, x) if reads_bias else NOTHING:
-            result = call_shadowed(installation, self, x, *args, **kwargs)
+            mode.asked = functools.partial(self.record.tell, layer)
+        with within, mode or without_modes(), as_written(layer, x) if self.reads_bias else NOTHING:
+            result = self.original(x, *args, **kwargs)
         if result.dtype is x.dtype or (upstreams and not (mode and mode.casts)):
             return result
         return result.to(x.dtype)
-
-    return patched
 
 
 def _surroundings(

@@ -6,11 +6,11 @@ import dataclasses
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from ..engine.binding import Bound
+from ..engine.installation import Bound, Installation
 from ..numerics.places import modules_around, path_of
 from .kinds import Kind, spoken_kind
 from .running import here
@@ -112,136 +112,86 @@ class Cast:
 
 
 class Record:
-    """The casts of a patch, each told once.
+    """The casts of a patch, each recorded once for a module.
 
     Args:
-        patch: its name.
-        strict: asked at each cast whether to raise instead.
+        patch: its installation.
 
     Attributes:
         casts: an ordered set.
     """
 
-    def __init__(self, patch: str, strict: Callable[[], bool]) -> None:
-        self.patch, self.strict = patch, strict
+    def __init__(self, patch: Installation) -> None:
+        self.patch = patch
         self.casts: dict[Cast, None] = {}
-        self._told: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 
-    def is_new(
-        self, module: torch.nn.Module, operation: Any, operand: str, dtypes: tuple[torch.dtype, torch.dtype]
-    ) -> bool:
+    def is_new(self, module: torch.nn.Module, operation: Any, operand: str, *dtypes: torch.dtype) -> bool:
         """Whether a cast was not recorded for the module before."""
-        return (operation, operand, dtypes) not in self._told.get(module, ())
+        return (operation, operand, *dtypes) not in self._known.get(module, ())
 
-    def tell(
+    def tell(self, module: Any, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, *more: Any) -> bool:
+        """Record a cast that is about to be made; a function mode can be given this to ask. See :meth:`add`."""
+        if torch.compiler.is_compiling():  # first: Dynamo would guard on who listens, and compile anew for each
+            tell_while_tracing(self, operation, operand, given, to, module)
+        else:
+            self.add(module, operation, operand, given, to, *more)
+        return True
+
+    def add(
         self,
         module: torch.nn.Module,
-        root: torch.nn.Module,
         operation: Any,
         operand: str,
-        dtypes: tuple[torch.dtype, torch.dtype],
-        kind: Kind | str | None,
+        given: torch.dtype,
+        to: torch.dtype,
+        kind: Kind | str | None = None,
+        root: torch.nn.Module | None = None,
     ) -> None:
-        """Log a cast, once a module.
+        """Log a cast, once for a module.
 
         Args:
             module: the innermost one around the operation.
-            root: the module in which its path is looked for, where it does not know it.
             operation: torch's function, or its name.
             operand: which of its operands is cast.
-            dtypes: of the operand, and what it is cast to.
-            kind: of the call.
+            given: its dtype.
+            to: the dtype that it is cast to.
+            kind: of the call; that of the watched call that is running by default.
+            root: the module in which the path is looked for, where the module does not know it.
 
         Raises:
             CastRefused: in strict mode.
         """
-        what, told = (operation, operand, dtypes), self._told.get(module, ())
-        if what in told and not self.strict() and not listeners:
+        what, known = (operation, operand, given, to), self._known.get(module, ())
+        if what in known and not self.patch.strict and not listeners:
             return
-        path = _path(module) or path_of(module, root)
-        spoken = kind if isinstance(kind, str) else spoken_kind(kind)
-        cast = _cast(path, module, operation, operand, dtypes, self.patch, spoken)
-        if self.strict():
+        path = _path(module) or path_of(module, root or here.root or [module, *modules_around()][-1])
+        spoken = kind if isinstance(kind, str) else spoken_kind(kind or here.kind)
+        operand = _OPERANDS.get(operand, operand)
+        cast = Cast(path, type(module).__name__, name_of(operation), operand, given, to, self.patch.name, spoken)
+        if self.patch.strict:
             raise CastRefused(cast.refusal())
         _publish(module, cast)
-        _count(module)
-        if what not in told:
+        if what not in known:
+            _count(module)
             self.casts.setdefault(cast)
-            self._told[module] = {*told, what}
+            self._known[module] = {*known, what}
             logger.info("%s", cast)
 
 
-class Patching(Protocol):
-    """What a layer's own patch is, as far as its casts go: an installation of the engine."""
-
-    name: str
-    strict: bool
+_records: weakref.WeakKeyDictionary[Installation, Record] = weakref.WeakKeyDictionary()
 
 
-def heard(
-    patch: Patching, module: torch.nn.Module, func: Any, operand: str, given: torch.dtype, to: torch.dtype
-) -> bool:
-    """A cast that no record tells, in a layer that has a patch of its own: who listens hears of it.
-
-    Returns:
-        True: it may be made. A mode can be given this function, but for the first two arguments, to ask.
-
-    Raises:
-        CastRefused: in strict mode.
-    """
-    if torch.compiler.is_compiling():  # first: Dynamo would guard on who listens, and compile anew for each
-        tell_while_tracing(patch, func, operand, given, to, module)
-    else:
-        tell_heard(patch, module, here.root, func, operand, (given, to))
-    return True
+def record_of(patch: Installation) -> Record:
+    """The record of a patch's casts."""
+    return _records.setdefault(patch, Record(patch))
 
 
-def tell_heard(
-    patch: Patching,
-    module: torch.nn.Module,
-    root: torch.nn.Module | None,
-    func: Any,
-    operand: str,
-    dtypes: tuple[torch.dtype, torch.dtype],
-) -> None:
-    """Tell such a cast to who listens, or raise in strict mode.
-
-    Args:
-        patch: the layer's own.
-        module: the layer.
-        root: the model that runs, if it is known.
-        func: torch's function.
-        operand: which of its operands is cast.
-        dtypes: from which one to which one.
-    """
-    if listeners or patch.strict:
-        path = path_of(module, root or [module, *modules_around()][-1])
-        cast = _cast(path, module, func, operand, dtypes, patch.name)
-        if patch.strict:
-            raise CastRefused(cast.refusal())
-        _publish(module, cast)
-    _count(module)
-
-
-def computed(patch: Patching, module: torch.nn.Module, operand: str, given: torch.dtype, to: torch.dtype) -> None:
+def computed(patch: Installation, module: torch.nn.Module, operand: str, given: torch.dtype, to: torch.dtype) -> None:
     """A cast that a layer's patch makes where torch would not have raised: so that the layer computes as it trained."""
     if given is not to:
         path = _path(module)
         _publish(module, Cast(path, type(module).__name__, "forward", operand, given, to, patch.name, needed=False))
-
-
-def _cast(
-    path: str,
-    module: torch.nn.Module,
-    operation: Any,
-    operand: str,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    patch: str,
-    kind: str = "",
-) -> Cast:
-    """A cast in words."""
-    operand = _OPERANDS.get(operand, operand)
-    return Cast(path, type(module).__name__, name_of(operation), operand, *dtypes, patch, kind)
 
 
 def _path(module: torch.nn.Module) -> str:

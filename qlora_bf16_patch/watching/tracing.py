@@ -10,18 +10,18 @@ import torch
 from ..numerics.places import is_forwards
 
 if TYPE_CHECKING:
-    from .events import Patching, Record
+    from .events import Record
 
 KIND = "compiled"
 
 
 def tell_while_tracing(  # pragma: no cover: Dynamo traces it
-    record: Record | Patching, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, module: Any = None
+    record: Record, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, module: Any = None
 ) -> None:
     """Tell a cast that Dynamo is about to trace. It looks these up by their names, at the time of the trace.
 
     Args:
-        record: of the patch; the patch itself where it is a layer's own and has none.
+        record: of the patch.
         operation: torch's function, or its name.
         operand: which of its operands is cast.
         given: its dtype.
@@ -34,19 +34,14 @@ def tell_while_tracing(  # pragma: no cover: Dynamo traces it
 
 
 def _tell(context: Any) -> None:
-    from .events import Record, tell_heard
-
     frame: Any = getattr(context, "_ComptimeContext__tx", None)
     record, operation, operand, given, to, module = (
         _value(frame, name) for name in ("record", "operation", "operand", "given", "to", "module")
     )
     modules = list(_modules(frame))
-    if isinstance(record, Record):
-        innermost = module or (modules[0] if modules else None)
-        if innermost is not None:
-            record.tell(innermost, modules[-1] if modules else innermost, operation, operand, (given, to), KIND)
-    elif record is not None and module is not None:
-        tell_heard(record, module, modules[-1] if modules else None, operation, operand, (given, to))
+    module = module or (modules[0] if modules else None)
+    if record is not None and module is not None:
+        record.add(module, operation, operand, given, to, KIND, modules[-1] if modules else module)
 
 
 def _modules(frame: Any) -> Iterator[torch.nn.Module]:

@@ -24,12 +24,11 @@ from ..numerics.compiling import leave_the_mode_uncompiled, trace_attributes_wit
 from ..numerics.mode import ERRORS, Asked, CastOnMismatch, is_on, refusal_at_hand, refused
 from ..numerics.places import forward_of, frames, module_of
 from .again import Written, hindrance, storage, storages
-from .events import Record
+from .events import record_of
 from .handlers import is_handled
 from .kinds import Kind, kind_of
 from .refusals import HINDRANCE, add_note, is_of_dtypes, is_torchs_or_ours, refusal, why_it_stays
 from .running import has_compiled_parts, here
-from .tracing import tell_while_tracing
 from .watched import Watched, parts_of, see_training
 
 # What a quantizer's tensors need handled, made for one run under the mode. The first argument is told where it casts;
@@ -57,7 +56,7 @@ class Watch:
         register: Callable[..., None],
         handlers: Handlers,
     ) -> None:
-        self.record = Record(installation.name, lambda: installation.strict)
+        self.record = record_of(installation)
         self._installation, self._passes, self._register, self._handlers = installation, passes, register, handlers
         # By model the kinds of call: True for one that is known, False for one that the program has left once.
         self._known: weakref.WeakKeyDictionary[torch.nn.Module, dict[Kind, bool]] = weakref.WeakKeyDictionary()
@@ -110,7 +109,7 @@ class Watch:
         except BaseException as error:
             if isinstance(error, ERRORS) and is_of_dtypes(error):
                 known.pop(kind, None)
-                add_note(error, f"{self.record.patch}: {refusal(error, root)}{why_it_stays(error)}")
+                add_note(error, f"{self._installation.name}: {refusal(error, root)}{why_it_stays(error)}")
             else:  # a program that leaves its forwards by an exception, each time, has its kinds of call, too
                 known[kind] = kind in known
             raise
@@ -202,7 +201,7 @@ class Watch:
         kind, root = here.kind, here.root
 
         def taken(given: torch.dtype, to: torch.dtype) -> None:
-            self.record.tell(innermost, root or innermost, "dtype", "packed weight", (given, to), kind)
+            self.record.tell(innermost, "dtype", "packed weight", given, to, kind, root or innermost)
             forward.kinds |= {kind}
             forward.answered |= {kind}
 
@@ -248,10 +247,8 @@ class Watch:
         (innermost, forward), kind = found, kind or here.kind
         if innermost is None:
             return True
-        if self.record.is_new(innermost, func, operand, (given, to)):
-            if is_handled(refusal_at_hand(), _frames_of_the_program()):
-                return False
-        self.record.tell(innermost, here.root or innermost, func, operand, (given, to), kind)
+        if not self._may_cast(innermost, func, operand, given, to, kind):
+            return False
         if marks and forward is not None:
             forward.kinds |= {here.kind}
         rerun_within(functools.partial(self.mode, forward, kind=kind))
@@ -260,8 +257,7 @@ class Watch:
     def _asked_while_compiling(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
         if not torch.compiler.is_compiling():  # behind a graph break
             return self._asked(None, False, None, func, operand, given, to)
-        self.tell(None, func, operand, given, to)
-        return True
+        return self.record.tell(None, func, operand, given, to)
 
     def tell(self, module: Any, operation: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
         """Record a cast that a module's own forward makes.
@@ -280,13 +276,16 @@ class Watch:
             CastRefused: in strict mode.
         """
         if torch.compiler.is_compiling():
-            tell_while_tracing(self.record, operation, operand, given, to, module)
-            return True
-        if self.record.is_new(module, operation, operand, (given, to)):
+            return self.record.tell(module, operation, operand, given, to)
+        return self._may_cast(module, operation, operand, given, to, here.kind)
+
+    def _may_cast(
+        self, module: Any, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, kind: Any
+    ) -> bool:
+        if self.record.is_new(module, operation, operand, given, to):
             if is_handled(refusal_at_hand(), _frames_of_the_program()):
                 return False
-        self.record.tell(module, here.root or module, operation, operand, (given, to), here.kind)
-        return True
+        return self.record.tell(module, operation, operand, given, to, kind)
 
 
 def _frames_of_the_program() -> list[Any]:

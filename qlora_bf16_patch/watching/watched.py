@@ -66,11 +66,6 @@ class Watched(Bound):
         finally:
             del failed  # its traceback holds this frame
 
-    def original(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call what stands beneath."""
-        below, module = self.below, self.instance()
-        return type(module).forward(module, *args, **kwargs) if below is None else below(*args, **kwargs)
-
     def compiled(self, /, *args: Any, **kwargs: Any) -> Any:
         """The call while Dynamo traces it."""
         if self.is_entry and self.installation.on:

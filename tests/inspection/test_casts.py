@@ -36,7 +36,7 @@ CALLS = {
 }
 
 
-MODES = ("numerics/mode.py", "numerics/autocast.py")
+MODES = ("numerics/mode.py", "numerics/autocast.py", "hosts/packed.py", "hosts/as_written.py")
 
 
 class Dispatched(TorchDispatchMode):

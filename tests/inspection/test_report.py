@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 import qlora_bf16_patch
+from qlora_bf16_patch.engine.installation import Bound
 from qlora_bf16_patch.inspection import Report, advice
 from qlora_bf16_patch.inspection.findings import flattening
 from sweep.architectures import Language
@@ -352,7 +353,7 @@ def test_two_patches_on_one_object_are_no_bypass():
     with qlora_bf16_patch.enabled("peft.tuners.autocast_output"):
         model = get_peft_model(Toy(), IA3Config(target_modules=["proj"], feedforward_modules=[]))
         layer = model.get_submodule("base_model.model.proj")
-        assert len(vars(layer)["_qlora_bf16_patch_shadowed"]) == 2
+        assert isinstance(vars(layer)["forward"].shadowed, Bound)
         assert not findings(model, "bypassed")
 
 

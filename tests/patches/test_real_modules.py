@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import qlora_bf16_patch
+from qlora_bf16_patch.hosts.as_written import AsWritten
 from toys.layers import BF16, F32, autocast, hidden_states
 from toys.methods import Proj, config_of, methods, with_adapters
 
@@ -125,7 +126,6 @@ def passed_on(mode, func, types, args=(), kwargs=None):
 
 @pytest.mark.parametrize(("method", "bits", "options"), SUBTRACTING)
 def test_without_what_bitsandbytes_would_have_written_a_step_has_other_bits(method, bits, options, monkeypatch):
-    from qlora_bf16_patch.hosts import bitsandbytes as host
 
     def outputs():
         calls = [(dtype, region) for dtype in (F32, BF16) for region in (None, BF16)]
@@ -134,5 +134,5 @@ def test_without_what_bitsandbytes_would_have_written_a_step_has_other_bits(meth
     with qlora_bf16_patch.disabled():
         expected = outputs()
     assert all(map(torch.equal, outputs(), expected))
-    monkeypatch.setattr(host.AsWritten, "__torch_function__", passed_on)
+    monkeypatch.setattr(AsWritten, "__torch_function__", passed_on)
     assert not all(map(torch.equal, outputs(), expected))
