@@ -13,15 +13,14 @@ import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from .wrapping import LOCK, current, outermost, upstream
+from .wrapping import LOCK, current, is_ours, reaches, upstream
 
 if TYPE_CHECKING:
     from .installation import Installation
 
 # accelerate keeps the method that it found in `_old_forward`, and calls it (hooks.py, add_hook_to_module).
-FORWARDS = ("_old_forward", "forward")
-
-_rebound: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()  # attribute to kept function
+KEPT = "_old_forward"
+FORWARDS = (KEPT, "forward")
 
 
 class Bound:
@@ -62,10 +61,6 @@ class Bound:
         self.shadowed = shadowed
         self.below = cls.forward if shadowed is None and takes_no_object else shadowed
 
-    def is_like(self, other: Bound) -> bool:
-        """Whether both do the same on one object."""
-        return type(self) is type(other)
-
     @property
     def __self__(self) -> Any:
         return self.instance()
@@ -85,9 +80,13 @@ class Bound:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         instance = copy.deepcopy(self.instance(), memo)  # the one that is being made
-        other = object.__new__(type(self))
+        return self.moved_to(instance, copy.deepcopy(self.shadowed, memo))
+
+    def moved_to(self, instance: Any, shadowed: Any) -> Bound:
+        """The same for another object."""
+        other: Bound = object.__new__(type(self))
         other.__dict__.update(self.__dict__, instance=weakref.ref(instance))
-        other.put_over(copy.deepcopy(self.shadowed, memo))
+        other.put_over(shadowed)
         with LOCK:
             self.installation.bound[instance] = other
         return other
@@ -106,8 +105,13 @@ class Function(Bound):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.function(self.instance(), *args, **kwargs)
 
-    def is_like(self, other: Bound) -> bool:
-        return isinstance(other, Function) and other.function is self.function
+
+class AsItsClass(Bound):
+    """In the place of a method that an object has kept from before its class was patched."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        instance = self.instance()
+        return type(instance).forward(instance, *args, **kwargs)
 
 
 def call_shadowed(installation: Installation, instance: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -132,7 +136,7 @@ def bind(bound: Bound, again: bool = False) -> None:
         installation.unbound.pop(instance, None)
         for holder, name, found in _places(instance):
             if found.installation.name == installation.name:
-                if found.installation is not installation or not bound.is_like(found):
+                if found.installation is not installation or type(found) is not type(bound) or type(bound) is Function:
                     bound.put_over(found.shadowed)
                     _put(holder, name, bound)
                     installation.bound[instance] = bound
@@ -151,7 +155,7 @@ def unbind(installation: Installation, instance: Any) -> bool:
         for holder, name, found in _places(instance):
             if found.installation is installation:
                 below = found.shadowed
-                if below is None and name == "_old_forward":  # whoever moved it calls it
+                if below is None and name == KEPT:  # whoever moved it calls it
                     below = types.MethodType(current(type(instance), "forward"), instance)
                 _put(holder, name, below)
                 installation.unbound[instance] = installation.bound.pop(instance)
@@ -159,30 +163,16 @@ def unbind(installation: Installation, instance: Any) -> bool:
         return False
 
 
-def rebind(instance: Any, attribute: str) -> bool:
+def rebind(installation: Installation, instance: Any) -> bool:
     """See :meth:`Installation.rebind`."""
     with LOCK:
-        holder, name = _bottom(instance, attribute)
-        kept = _held(holder, name)
-        if type(kept) is not types.MethodType or kept.__self__ is not instance:
+        kept, function = vars(instance).get(KEPT), current(type(instance), "forward")
+        if type(kept) is not types.MethodType or kept.__self__ is not instance or kept.__func__ is function:
             return False
-        function = outermost(kept.__func__, type(instance))
-        if function is kept.__func__:
+        if not is_ours(function) or not reaches(function, [kept.__func__]):
             return False
-        _rebound.setdefault(instance, {}).setdefault(attribute, upstream(kept.__func__))
-        _put(holder, name, types.MethodType(function, instance))
+        bind(AsItsClass(installation, instance))
         return True
-
-
-def refresh_rebound() -> None:
-    """Let the objects of :func:`rebind` hold what stands on their classes now, their own method where nothing does."""
-    with LOCK:
-        for instance, attributes in list(_rebound.items()):
-            for attribute, kept in attributes.items():
-                holder, name = _bottom(instance, attribute)
-                method, function = _held(holder, name), outermost(kept, type(instance))
-                if upstream(getattr(method, "__func__", None)) is kept and method.__func__ is not function:
-                    _put(holder, name, types.MethodType(function, instance))
 
 
 def _places(instance: Any) -> Iterator[tuple[Any, str, Bound]]:
@@ -192,14 +182,6 @@ def _places(instance: Any) -> Iterator[tuple[Any, str, Bound]]:
         while isinstance(found := _held(holder, name), Bound) and found.instance() is instance:
             yield holder, name, found
             holder, name = found, "shadowed"
-
-
-def _bottom(instance: Any, attribute: str) -> tuple[Any, str]:
-    """The place beneath all our forwards that start at an attribute."""
-    place: tuple[Any, str] = vars(instance), attribute
-    while isinstance(found := _held(*place), Bound) and found.instance() is instance:
-        place = found, "shadowed"
-    return place
 
 
 def _held(holder: Any, name: str) -> Any:
@@ -221,19 +203,13 @@ def _adopt(instance: Any) -> None:
     for attribute in FORWARDS:
         found = own.get(attribute)
         if isinstance(found, Bound) and found.instance() is not instance and type(found.instance()) is type(instance):
-            own[attribute] = _rebound_to(instance, found)
+            own[attribute] = _moved(found, instance)
     left = own.get("forward")
     if type(left) is types.MethodType and left.__self__ is instance:
         if upstream(left.__func__) is upstream(current(type(instance), "forward")):
             del own["forward"]
 
 
-def _rebound_to(instance: Any, found: Any) -> Any:
+def _moved(found: Any, instance: Any) -> Any:
     """A chain of our forwards for another object."""
-    if not isinstance(found, Bound):
-        return found
-    other = object.__new__(type(found))
-    other.__dict__.update(found.__dict__, instance=weakref.ref(instance))
-    other.put_over(_rebound_to(instance, found.shadowed))
-    found.installation.bound[instance] = other
-    return other
+    return found.moved_to(instance, _moved(found.shadowed, instance)) if isinstance(found, Bound) else found

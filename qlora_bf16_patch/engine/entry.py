@@ -170,10 +170,8 @@ def _install(entry: Entry, module: ModuleType) -> None:
             if note:
                 entry.installation.note("tested", note, logging.INFO)
             logger.debug("%s installed on %s", patch.name, patch.spoken_targets())
-    except Unsupported as error:
-        problem = Problem("failed", str(error))
     except Exception as error:
-        problem = Problem("failed", f"{type(error).__name__}: {error}")
+        problem = Problem("failed", ("" if type(error) is Unsupported else f"{type(error).__name__}: ") + str(error))
     with LOCK:
         if problem is None or not entry.installation.known:  # else what is in place stays, and may be shadowed
             entry.problem = problem

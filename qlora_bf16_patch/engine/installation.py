@@ -156,14 +156,9 @@ class Installation:
                 if new is not None:
                     self.layers += new
                     self.targets, self.placed = targets, True
-                    binding.refresh_rebound()
                     for bound in list(self.unbound.values()):
                         binding.bind(bound)
                     return True
-
-    def rewrap(self) -> None:
-        """Put back what :meth:`restore` took out."""
-        self.install(self.targets)
 
     def bind(self, instance: Any, function: Callable[..., Any]) -> None:
         """Shadow the forward of one object, once. The object is not kept alive.
@@ -188,15 +183,14 @@ class Installation:
         """
         binding.bind(Function(self, instance, function))
 
-    def rebind(self, instance: Any, attribute: str = "_old_forward") -> bool:
-        """Let an object that has kept a method from before it was patched call the patched one.
+    def rebind(self, instance: Any) -> bool:
+        """Let an object whose ``_old_forward`` is a method from before its class was patched call the patched one.
 
         Args:
             instance: the object.
-            attribute: where it keeps the bound method, as accelerate's hooks do.
 
         Returns:
-            Whether it was such a method. A function that we have not wrapped is left alone, whatever it claims to be.
+            Whether it was such a method. A method that our wrapper does not reach is left alone.
 
         Source:
             ``add_hook_to_module`` (accelerate/hooks.py), as ``device_map`` has it called while a model is loaded.
@@ -213,7 +207,7 @@ class Installation:
             >>> installation.restore()
             True
         """
-        return binding.rebind(instance, attribute)
+        return binding.rebind(self, instance)
 
     def shadowed_by(self) -> str:
         """The functions that replaced ours, each as a clause; one that says that it wraps ours is left out."""
@@ -243,7 +237,6 @@ class Installation:
             unbound = [binding.unbind(self, instance) for instance in list(self.bound)]
             taken_out = [layer for layer in self.layers[::-1] if wrapping.take_out(layer)]
             self.layers = [layer for layer in self.layers if layer not in taken_out]
-            binding.refresh_rebound()
             return any(unbound) or bool(taken_out)
 
 

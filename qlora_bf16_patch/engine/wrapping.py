@@ -37,7 +37,6 @@ class Layer(NamedTuple):
     inherited: bool  # the owner's own __dict__ held nothing
 
 
-_placed: list[Layer] = []
 _originals: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # by wrapper, of those taken out as well
 
 
@@ -94,7 +93,6 @@ def commit(layers: list[Layer]) -> list[Layer] | None:
             for layer in done:
                 _put_back(layer)
             raise
-        _placed.extend(done)
         return done
 
 
@@ -104,7 +102,6 @@ def take_out(layer: Layer) -> bool:
         if vars(layer.target.owner).get(layer.target.attribute) is not layer.function:
             return False
         _put_back(layer)
-        _placed.remove(layer)
         return True
 
 
@@ -142,16 +139,6 @@ def chain(function: Any) -> Iterator[Any]:
             function = getattr(function, "__wrapped__", function.func)
         else:
             function = getattr(function, "__wrapped__", None)
-
-
-def outermost(function: Any, cls: type) -> Any:
-    """The topmost of our wrappers that are directly over a function of the class; the function, if none is."""
-    over: Any = function
-    while over is not None:
-        function = over
-        layers = (layer for layer in _placed if layer.original is function)
-        over = next((layer.function for layer in layers if layer.target.owner in cls.__mro__), None)
-    return function
 
 
 def _unbound(function: Any, owner: Any) -> Any:

@@ -54,12 +54,6 @@ def _classes(*names: str) -> tuple[type, ...]:
     return tuple(cls for name in names if (cls := getattr(library, name, None)) is not None)
 
 
-def stores_floats(model: torch.nn.Module) -> bool:
-    """Whether packed weights are stored in a floating dtype (``bnb_4bit_quant_storage``): torch takes them anywhere."""
-    weights = (module._parameters.get("weight") for module in model.modules() if is_kbit(module))
-    return any(weight is not None and weight.is_floating_point() for weight in weights)
-
-
 # On integers that activations were cast to: those, and what to call where they are taken instead.
 SOURCE = "_qlora_bf16_patch_source"
 

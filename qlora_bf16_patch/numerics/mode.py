@@ -39,6 +39,10 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+class Written(BaseException):
+    """An operation is about to write to memory that it must not touch. The program's own handlers must not catch it."""
+
+
 class CastOnMismatch(TorchFunctionMode):
     """Inside it, an operation that torch refuses for its operands' dtypes has them cast, and its result cast back.
 
@@ -48,7 +52,7 @@ class CastOnMismatch(TorchFunctionMode):
     Attributes:
         casts: how many operations were cast.
         truncated: integers that floating tensors were cast to while Dynamo traced, with those.
-        before_write: called before an operation that may write to a tensor, with that; until something is cast.
+        untouchable: memory that operations must not write to, as long as nothing was cast.
 
     Args:
         asked: asked before each cast, and free to raise.
@@ -62,7 +66,7 @@ class CastOnMismatch(TorchFunctionMode):
         self.special = special or {}
         self.casts = 0
         self.truncated: list[tuple[Any, Any]] = []
-        self.before_write: Callable[[torch.Tensor], None] | None = None
+        self.untouchable: frozenset[int] = frozenset()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -71,9 +75,9 @@ class CastOnMismatch(TorchFunctionMode):
         # Dynamo finds out while it traces, and cannot be asked; torch.jit's tracer crashes after a refused operation.
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return self._unasked(func, args, kwargs)
-        if self.before_write is not None and not self.casts:
-            for tensor in _written(func, args, kwargs):
-                self.before_write(tensor)
+        if self.untouchable and not self.casts:
+            if any(memory_of(tensor) in self.untouchable for tensor in _written(func, args, kwargs)):
+                raise Written
         if func in self.special:
             return self.special[func](self, func, args, kwargs)
         try:
@@ -156,6 +160,15 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Itera
     elif rule.written is not None:
         values += [tensor for _, tensor in rule.written(args, kwargs)]
     return (value for value in values if isinstance(value, torch.Tensor))
+
+
+def memory_of(tensor: torch.Tensor) -> int | None:
+    """What tells one tensor's memory from another's; None of a tensor that has none of its own."""
+    with torch._C.DisableTorchFunction():
+        try:
+            return int(tensor.untyped_storage()._cdata)
+        except (NotImplementedError, RuntimeError):  # a subclass, sparse
+            return None
 
 
 @contextlib.contextmanager

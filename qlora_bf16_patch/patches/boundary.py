@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -136,7 +136,7 @@ def _asks_for_modes(cls: Any) -> bool:
         if not isinstance(function, FunctionType) or function in seen:
             continue
         seen.add(function)
-        names = {*_names(function.__code__)}
+        names = function.__code__.co_names
         if any("torch_function" in name or "function_mode" in name for name in names):
             return True
         waiting.append(getattr(function, "__wrapped__", None))
@@ -144,13 +144,6 @@ def _asks_for_modes(cls: Any) -> bool:
         found += [function.__globals__.get(name) for name in names]
         waiting += [other for other in found if getattr(other, "__module__", None) == function.__module__]
     return False
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _seen(watch: Watch) -> list[str]:
@@ -168,11 +161,7 @@ class WithOwnBackward(Watched):
     @is_forward
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         given = next(floating((*args, *kwargs.values())), None)
-        if not self.installation.on or torch.compiler.is_compiling():
-            region: Any = NOTHING
-        elif self.__self__.training and given is not None and given.dtype == torch.float32:
-            region = torch.autocast(given.device.type, enabled=False)
-        else:
-            region = NOTHING
-        with region:
+        runs = self.installation.on and self.__self__.training and not torch.compiler.is_compiling()
+        without = runs and given is not None and given.dtype == torch.float32
+        with torch.autocast(given.device.type, enabled=False) if without else NOTHING:  # type: ignore[union-attr]
             return super().__call__(*args, **kwargs)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..engine.binding import KEPT
 from ..engine.installation import Installation
-from ..hosts.accelerate import KEPT
 from ..hosts.given import expect_kbit_model
 from . import boundary, tuners
 from .injection import safely
@@ -27,8 +27,8 @@ def guard(model: nn.Module, installation: Callable[[str], Installation]) -> None
     """
     expect_kbit_model(model, "guard")
     for module in model.modules():
-        if KEPT in module.__dict__:
-            installation("bitsandbytes.linear4bit").rebind(module, KEPT)
+        if KEPT in vars(module):
+            installation("bitsandbytes.linear4bit").rebind(module)
     # Also over a forward that somebody has set on an instance since the model was registered.
     take_in = functools.partial(boundary.take_in, again=True)
     for name, register in (("peft.tuners", tuners.take_in), (boundary.NAME, take_in)):

@@ -54,8 +54,6 @@ class Weighted(Watched):
         module = self.instance()
         own = module.__dict__
         weight = own["_parameters"].get("weight", own.get("weight"))
-        if self.how == "batch_norm" and self.installation.on and _has_other_statistics(own, weight):
-            return self.looked_at(input, *args, **kwargs)
         if type(weight) in _PLAIN and getattr(input, "dtype", None) is weight.dtype and not self.kinds:
             return self.original(input, *args, **kwargs)
         # A weight of None is a parametrization, computed at each look (and spectral norm's moves its vectors), one of
@@ -75,13 +73,6 @@ class Weighted(Watched):
         if not self.watch.tell(module, operation, "input", input.dtype, weight.dtype):
             return self.original(input, *args, **kwargs)
         return self.original(input.to(weight.dtype), *args, **kwargs).to(input.dtype)
-
-    def looked_at(self, /, *args: Any, **kwargs: Any) -> Any:
-        """The call under the mode: torch updates a batch norm's statistics before it refuses (2.13.0)."""
-        if torch.compiler.is_compiling():
-            return self.compiled(*args, **kwargs)
-        with self.watch.mode(self):
-            return self.original(*args, **kwargs)
 
 
 class Recurrent(Watched):
@@ -136,12 +127,6 @@ def _cast_back(dtype: torch.dtype, result: Any) -> Any:
     if isinstance(result, PackedSequence):
         return result.to(dtype)
     return tuple(_cast_back(dtype, item) for item in result) if isinstance(result, tuple) else cast(dtype, result)
-
-
-def _has_other_statistics(own: dict[str, Any], weight: Any) -> bool:
-    """Whether running statistics have another dtype than the weights."""
-    mean = own["_buffers"].get("running_mean")
-    return weight is not None and mean is not None and mean.dtype is not weight.dtype
 
 
 def _is_taken(kind: str, input: torch.Tensor, weight: torch.Tensor) -> bool:

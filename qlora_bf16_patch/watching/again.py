@@ -10,17 +10,11 @@ import torch
 import torch.distributed as dist
 
 from ..numerics.checkpoints import is_inside
+from ..numerics.mode import memory_of
 
 _PLAIN = (bool, str, bytes, int, float, complex, slice, type(None), torch.dtype, torch.device, torch.Size)
 _HOLDERS = (list, dict, set, bytearray, collections.deque)
 _OWN = frozenset(vars(torch.nn.Module()))  # torch's own dicts of parameters, modules and hooks
-
-
-class Written(BaseException):
-    """A forward that runs again is about to write to what it was given, so it has written to it the first time.
-
-    The program's own handlers must not catch it.
-    """
 
 
 def hindrance(
@@ -38,7 +32,7 @@ def hindrance(
         passes: whether a part is a layer that is known to write to nothing.
 
     Returns:
-        The end of a sentence; None where it may run again, as long as it writes to no tensor of :func:`storages`.
+        The end of a sentence; None where it may run again, as long as it writes to no tensor of :func:`memory`.
     """
     if dist.is_available() and dist.is_initialized():
         return "it may have exchanged tensors with other processes, which do not run theirs again"
@@ -62,7 +56,7 @@ def _parts(module: torch.nn.Module, passes: Callable[[torch.nn.Module], bool]) -
             yield from _parts(child, passes)
 
 
-def storages(
+def memory(
     module: torch.nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -72,16 +66,7 @@ def storages(
     tensors = [value for value in _items((*args, *kwargs.values())) if isinstance(value, torch.Tensor)]
     for part in _parts(module, passes):
         tensors += [value for value in (*part._parameters.values(), *part._buffers.values()) if value is not None]
-    return frozenset(key for tensor in tensors if (key := storage(tensor)))
-
-
-def storage(tensor: torch.Tensor) -> int | None:
-    """What tells one tensor's memory from another's; None of a tensor that has none of its own."""
-    with torch._C.DisableTorchFunction():
-        try:
-            return int(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):  # a subclass, sparse
-            return None
+    return frozenset(key for tensor in tensors if (key := memory_of(tensor)))
 
 
 def _items(values: Iterable[Any]) -> Iterator[Any]:

@@ -29,7 +29,6 @@ READ = "dtype"  # the operation's name where a packed weight's dtype is read
 # Called at each cast with the innermost module around it, for as long as somebody looks (inspection/trace.py).
 Listener = Callable[[torch.nn.Module, "Cast"], None]
 listeners: list[Listener] = []
-_cast_in: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 _modules_cast = 0
 
 
@@ -41,15 +40,9 @@ def modules_cast() -> int:
 def forget_modules() -> None:
     """Count from here on: in a process that was forked."""
     global _modules_cast
-    _cast_in.clear()
     _modules_cast = 0
-
-
-def _count(module: torch.nn.Module) -> None:
-    global _modules_cast
-    if module not in _cast_in:
-        _cast_in.add(module)
-        _modules_cast += 1
+    for record in _records.values():
+        record._known.clear()
 
 
 class CastRefused(TypeError):
@@ -162,6 +155,7 @@ class Record:
         Raises:
             CastRefused: in strict mode.
         """
+        global _modules_cast
         what, known = (operation, operand, given, to), self._known.get(module, ())
         if what in known and not self.patch.strict and not listeners:
             return
@@ -173,7 +167,7 @@ class Record:
             raise CastRefused(cast.refusal())
         _publish(module, cast)
         if what not in known:
-            _count(module)
+            _modules_cast += not known
             self.casts.setdefault(cast)
             self._known[module] = {*known, what}
             logger.info("%s", cast)

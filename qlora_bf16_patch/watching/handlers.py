@@ -30,10 +30,9 @@ def _handles(frame: FrameType, error: Exception) -> bool:
     for node in _around(frame.f_code, frame.f_lineno):
         if isinstance(node, ast.With):
             calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
-            for call in calls:
-                if _value(call.func, namespace) is contextlib.suppress:
-                    if any(_catches(argument, error, namespace) for argument in call.args):
-                        return True
+            suppressed = [types for call in calls if ast.unparse(call.func).endswith("suppress") for types in call.args]
+            if any(_catches(types, error, namespace) for types in suppressed):
+                return True
         elif isinstance(node, _TRIES):
             for handler in node.handlers:
                 if handler.type is None or _catches(handler.type, error, namespace):
@@ -56,18 +55,22 @@ def _around(code: CodeType, line: int) -> tuple[Any, ...]:
 
 
 def _value(expression: ast.expr, namespace: dict[str, Any]) -> Any:
-    """The value of a name, an attribute or a tuple of those; anything else is not evaluated."""
-    if not all(isinstance(node, (ast.Name, ast.Attribute, ast.Tuple, ast.Load)) for node in ast.walk(expression)):
-        return None
-    with contextlib.suppress(Exception):
-        return eval(compile(ast.Expression(expression), "<handler>", "eval"), namespace)
-    return None
+    """The value of an expression.
+
+    Raises:
+        Exception: it has none, or calls more than ``str``, ``isinstance`` and methods of text.
+    """
+    calls = [node.func for node in ast.walk(expression) if isinstance(node, ast.Call)]
+    names = {func.id if isinstance(func, ast.Name) else getattr(func, "attr", "") for func in calls}
+    if names - {"str", "isinstance", "lower", "startswith", "find"}:
+        raise ValueError("it calls other code")
+    return eval(compile(ast.Expression(expression), "<handler>", "eval"), namespace)
 
 
 def _catches(types: ast.expr, error: Exception, namespace: dict[str, Any]) -> bool:
-    found = _value(types, namespace)
-    found = found if isinstance(found, tuple) else (found,)
-    return any(isinstance(cls, type) and isinstance(error, cls) for cls in found)
+    with contextlib.suppress(Exception):
+        return isinstance(error, _value(types, namespace))
+    return False
 
 
 def _raises(body: Sequence[ast.stmt], namespace: dict[str, Any]) -> bool:
@@ -75,18 +78,11 @@ def _raises(body: Sequence[ast.stmt], namespace: dict[str, Any]) -> bool:
     for statement in body:
         if isinstance(statement, ast.Raise):
             return True
-        if isinstance(statement, ast.If) and _is_harmless(statement.test):
+        if isinstance(statement, ast.If):
             try:
-                taken = eval(compile(ast.Expression(statement.test), "<handler>", "eval"), namespace)
+                taken = _value(statement.test, namespace)
             except Exception:
                 return False
             if _raises(statement.body if taken else statement.orelse, namespace):
                 return True
     return False
-
-
-def _is_harmless(test: ast.expr) -> bool:
-    """Whether a test can be evaluated beforehand: it calls nothing but ``str``, ``isinstance`` and methods of text."""
-    calls = [node.func for node in ast.walk(test) if isinstance(node, ast.Call)]
-    names = [func.id if isinstance(func, ast.Name) else getattr(func, "attr", "") for func in calls]
-    return all(name in ("str", "isinstance", "lower", "startswith", "find") for name in names)

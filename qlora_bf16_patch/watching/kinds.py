@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..numerics.dtypes import autocast_is_on
+from ..numerics.dtypes import autocast_is_on, first
 
 Kind = tuple[Any, ...]
 
@@ -19,24 +19,24 @@ def kind_of(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     token or more, which arguments are there, and the class' name of each that is not a tensor. What a list, a dict or
     a cache holds is not looked at: it differs from call to call.
     """
-    first = None
-    found: list[Any] = []
-    for value in args:
-        if isinstance(value, torch.Tensor):
-            first = value if first is None else first
-            found.append(value.dtype)
-        else:
-            found.append(value if value is None or value is True or value is False else type(value).__name__)
-    for name, value in kwargs.items():
-        if isinstance(value, torch.Tensor):
-            first = value if first is None else first
-            found.append((name, value.dtype))
-        elif value is not None:
-            found.append((name, value if value is True or value is False else type(value).__name__))
-    device = "cpu" if first is None else first.device.type
+    tensor = first_tensor(args, kwargs)
+    given = [_shown(value) for value in args]
+    given += [(name, _shown(value)) for name, value in kwargs.items() if value is not None]
+    device = "cpu" if tensor is None else tensor.device.type
     autocast = torch.get_autocast_dtype(device) if autocast_is_on(device) else None
-    one_token = first is not None and first.dim() > 1 and not first.is_nested and first.shape[1] == 1
-    return module.training, torch.is_grad_enabled(), device, autocast, one_token, *found
+    one_token = tensor is not None and tensor.dim() > 1 and not tensor.is_nested and tensor.shape[1] == 1
+    return module.training, torch.is_grad_enabled(), device, autocast, one_token, *given
+
+
+def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """The first tensor among a call's arguments."""
+    return first(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))  # type: ignore[no-any-return]
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.dtype
+    return value if value is None or value is True or value is False else type(value).__name__
 
 
 def spoken_kind(kind: Kind | None) -> str:

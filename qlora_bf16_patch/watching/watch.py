@@ -21,9 +21,9 @@ from ..engine.installation import Installation
 from ..numerics.autocast import NOTHING
 from ..numerics.checkpoints import rerun_within
 from ..numerics.compiling import leave_the_mode_uncompiled, trace_attributes_without_modes
-from ..numerics.mode import ERRORS, Asked, CastOnMismatch, is_on, refusal_at_hand, refused
+from ..numerics.mode import ERRORS, Asked, CastOnMismatch, Written, is_on, refusal_at_hand, refused
 from ..numerics.places import forward_of, frames, module_of
-from .again import Written, hindrance, storage, storages
+from .again import hindrance, memory
 from .events import record_of
 from .handlers import is_handled
 from .kinds import Kind, kind_of
@@ -120,6 +120,7 @@ class Watch:
         finally:
             here.__dict__.clear()
 
+    @types.coroutine  # so that it can be awaited as well
     def _steps(self, entry: Watched, kind: Kind, generator: Any) -> Generator[Any, Any, Any]:
         """A forward that yields, or awaits: each part of it runs as the call's own."""
         step = functools.partial(generator.send, None)
@@ -158,16 +159,10 @@ class Watch:
 
     def run_again(self, forward: Watched, failed: Exception, args: Any, kwargs: Any) -> Any:
         """A module's forward, under the mode; as long as nothing is cast it must not write to what it was given."""
-        untouchable = storages(forward.__self__, args, kwargs, self._passes)
-
-        def before_write(tensor: torch.Tensor) -> None:
-            if storage(tensor) in untouchable:
-                raise Written
-
         before, here.answers = here.answers, forward if forward in here.readers else here.answers
         try:
             with self.mode(forward, marks=True) as mode:
-                mode.before_write = before_write
+                mode.untouchable = memory(forward.__self__, args, kwargs, self._passes)
                 return forward.original(*args, **kwargs)
         except Written:
             failed.__dict__[HINDRANCE] = "it has written to a tensor that it was given, or that it holds"
@@ -293,17 +288,12 @@ def _frames_of_the_program() -> list[Any]:
     found: list[Any] = []
     end = 0
     for frame in frames():
-        if forward_of(frame) is not None or frame.f_code is Watch._steps.__code__:
+        if forward_of(frame) is not None or (frame.f_code.co_name == "_steps" and frame.f_globals is globals()):
             end = len(found)
         elif not is_torchs_or_ours(frame):
             found.append(frame)
     return found[:end]
 
 
-async def _awaited(steps: Generator[Any, Any, Any]) -> Any:
-    return await _as_awaitable(steps)
-
-
-@types.coroutine
-def _as_awaitable(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    return (yield from steps)
+async def _awaited(steps: Any) -> Any:
+    return await steps

@@ -14,7 +14,7 @@ from ..numerics.autocast import NOTHING
 from ..numerics.dtypes import autocast_is_on
 from ..numerics.mode import ERRORS, is_on, off
 from ..numerics.places import is_forward
-from .kinds import Kind
+from .kinds import Kind, first_tensor
 from .running import here
 
 if TYPE_CHECKING:
@@ -112,10 +112,6 @@ def parts_of(module: torch.nn.Module) -> Iterator[int]:
 
 def see_training(root: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Record how a model trains: under autocast, or outside of it."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor):
-            autocast = autocast_is_on(value.device.type)
-            break
-    else:
-        autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled()
-    training.see(root, autocast)
+    tensor = first_tensor(args, kwargs)
+    devices = ("cpu", "cuda") if tensor is None else (tensor.device.type,)
+    training.see(root, any(map(autocast_is_on, devices)))

@@ -77,7 +77,7 @@ def test_a_wrapper_that_another_party_put_over_a_bound_method_does_not_recur(pat
         patched.bind(thing)
     else:
         installation.restore()
-        installation.rewrap()
+        installation.install(installation.targets)
     assert thing.forward() == "theirs patched original"
 
 
@@ -91,7 +91,7 @@ def test_a_bound_method_that_was_moved_is_found_and_a_deep_copy_is_bound_once(pa
     installation.restore()
     assert (thing.forward(), copied.forward()) == ("hooked original", "original")
     assert "forward" not in vars(copied)
-    installation.rewrap()
+    installation.install(installation.targets)
     assert (thing.forward(), copied.forward()) == ("hooked patched original", "patched original")
 
 
@@ -388,7 +388,7 @@ class Bindings(RuleBasedStateMachine):
         for thing, _ in self.things:
             if thing in self.parties[name].installation.unbound:
                 assert name not in thing.forward()
-        self.parties[name].installation.rewrap()
+        self.parties[name].installation.install(self.parties[name].installation.targets)
 
     @rule(which=which)
     def deepcopy(self, which):

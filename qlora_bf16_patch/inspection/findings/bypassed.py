@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from ...engine.binding import KEPT
 from ...engine.installation import Installation
 from ...engine.wrapping import reaches
-from ...hosts.accelerate import KEPT
 from ..advice import advice
 from .finding import Finding, Looked
 
