@@ -62,10 +62,6 @@ class Bound:
         self.below = cls.forward if shadowed is None and takes_no_object else shadowed
 
     @property
-    def __self__(self) -> Any:
-        return self.instance()
-
-    @property
     def __wrapped__(self) -> Any:
         """What this one stands for: ``inspect.signature`` and torch.jit.script look here."""
         instance = self.instance()
@@ -110,8 +106,7 @@ class AsItsClass(Bound):
     """In the place of a method that an object has kept from before its class was patched."""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        instance = self.instance()
-        return type(instance).forward(instance, *args, **kwargs)
+        return type(self.instance()).forward(self.instance(), *args, **kwargs)
 
 
 def call_shadowed(installation: Installation, instance: Any, /, *args: Any, **kwargs: Any) -> Any:

@@ -212,10 +212,7 @@ def targets(patch: Patch, module: ModuleType) -> list[Target]:
 def _find(module: Any, path: str) -> tuple[Any, str]:
     """The object that holds a target, and the target's name in it."""
     *parts, attribute = path.split(".")
-    owner = module
-    for part in parts:
-        owner = getattr(owner, part, None)
-    return owner, attribute
+    return functools.reduce(lambda owner, part: getattr(owner, part, None), parts, module), attribute
 
 
 def _late(patch: Patch) -> str:

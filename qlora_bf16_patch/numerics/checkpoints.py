@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils import checkpoint as torchs
+
+from .places import frames
 
 Context = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -44,21 +45,16 @@ def rerun_within(context: Context) -> None:
 
 def is_inside() -> bool:
     """Whether a checkpoint around the running code will run it again in the backward."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _REENTRANT or frame.f_code is _NON_REENTRANT:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    return any(frame.f_code in (_REENTRANT, _NON_REENTRANT) for frame in frames())
 
 
 def _kept_functions() -> Iterator[tuple[Any, str]]:
     """Objects that keep the function to be run again, and the attribute."""
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_code is not _CALL:
+    for frame in frames(3):
+        if frame.f_code is _CALL:
+            return
         if frame.f_code is _REENTRANT:
             yield frame.f_locals.get("ctx"), "run_function"
         elif frame.f_code is _NON_REENTRANT:
             generator = getattr(frame.f_locals.get("gen"), "gi_frame", None)
             yield generator and generator.f_locals.get("new_frame"), "recompute_fn"
-        frame = frame.f_back  # type: ignore[assignment]

@@ -20,7 +20,7 @@ from ..engine.installation import Installation
 from ..hosts.bitsandbytes import is_4bit
 from ..hosts.own_backward import has_own_backward
 from ..hosts.packed import PackedWeights
-from ..hosts.peft import is_kbit_layer, is_prompt_learning
+from ..hosts.peft import is_kbit_layer
 from ..numerics import training
 from ..numerics.autocast import NOTHING
 from ..numerics.dtypes import floating
@@ -28,7 +28,7 @@ from ..numerics.places import is_forward
 from ..watching.watch import Watch
 from ..watching.watched import AsksForModes, Watched
 from . import torch_layers
-from .injection import after_injection, left_alone, safely
+from .injection import after_injection, left_alone
 from .linear4bit import warn_of_float32
 
 NAME = "peft.boundary"
@@ -37,21 +37,8 @@ _watches: weakref.WeakKeyDictionary[Installation, Watch] = weakref.WeakKeyDictio
 
 def take_in_after(original: Any, installation: Installation) -> Callable[..., Any]:
     """Over ``BaseTuner.inject_adapter``, and ``PeftModel.add_adapter`` for the methods that inject none."""
-    if original.__name__ == "add_adapter":
-        return _after_prompt_learning(original, installation)
     watch_of(installation)
     return after_injection(original, installation, take_in)
-
-
-def _after_prompt_learning(original: Any, installation: Installation) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def add_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        if is_prompt_learning(self):
-            safely(take_in, self, installation)
-        return result
-
-    return add_adapter
 
 
 def watch_of(installation: Installation) -> Watch:
@@ -64,35 +51,50 @@ def watch_of(installation: Installation) -> Watch:
     return _watches[installation]
 
 
-def take_in(model: nn.Module, installation: Installation, path: str = "", again: bool = False) -> None:
-    """Give the modules of a k-bit model, its k-bit layers aside, their forwards.
+def take_in(
+    model: nn.Module, installation: Installation, path: str = "", again: bool = False, looks: bool = False
+) -> list[nn.Module]:
+    """Give the modules of a k-bit model their forwards: those that a program calls, and those that may need a cast.
 
     Args:
         model: it may have been registered before; modules that were put in since get theirs.
         installation: of the patch.
         path: of the model, if it is a part of another one.
         again: also over a forward that another party has put in the place of ours.
+        looks: all other modules, too, its k-bit layers aside, for a call that is looked at.
+
+    Returns:
+        Those others.
     """
-    watch, entries = watch_of(installation), set(_entries(model))
+    watch, entries, others = watch_of(installation), set(_entries(model)), []
     layers = [module for module in model.modules() if _is_layer(module)]
     inside = {part for layer in layers for part in layer.modules()}
+    dtypes = {dtype for layer in layers if (dtype := getattr(layer, "compute_dtype", None))}
+    dtypes |= {value.dtype for module in model.modules() if module not in inside for value in _floats(module)}
     classes: dict[Any, Any] = {}
     for name, module in model.named_modules(prefix=path):
         try:
             if is_4bit(module):
                 warn_of_float32(installation, module)
-            if (
-                module in inside
-                or (module in installation.bound and not again)
-                or not _can_be_bound(module, module in entries)
-            ):
+            is_known = module in installation.bound and not again
+            if is_known or module in inside or not _can_be_bound(module, module in entries):
                 continue
             cls: Any = type(module)
             if cls not in classes:
                 classes[cls] = _forward_class(cls)
-            bind(classes[cls](installation, module, watch, name, module in entries), again)
+            is_needed = module in entries or classes[cls] not in (Watched, AsksForModes)
+            is_needed = is_needed or (len(dtypes) > 1 and next(_floats(module), None) is not None)
+            if is_needed or looks:
+                bind(classes[cls](installation, module, watch, name, module in entries), again)
+                others += [] if is_needed else [module]
         except Exception as error:
             left_alone(installation, name, error)
+    return others
+
+
+def _floats(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The floating parameters that a module itself holds."""
+    return floating(module._parameters.values())
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -130,19 +132,17 @@ def _forward_class(cls: Any) -> type[Watched]:
 
 def _asks_for_modes(cls: Any) -> bool:
     """Whether the code of a class' forward, or of what that calls in its own file, names torch's function modes."""
-    waiting, seen = [getattr(cls, "forward", None)], set()
-    while waiting:
-        function = waiting.pop()
-        if not isinstance(function, FunctionType) or function in seen:
-            continue
-        seen.add(function)
-        names = function.__code__.co_names
-        if any("torch_function" in name or "function_mode" in name for name in names):
-            return True
-        waiting.append(getattr(function, "__wrapped__", None))
-        found = [getattr(cls, name, None) for name in names if name != "forward"]
-        found += [function.__globals__.get(name) for name in names]
-        waiting += [other for other in found if getattr(other, "__module__", None) == function.__module__]
+    seen: set[Any] = set()
+    waiting = [cls.forward]
+    for function in waiting:
+        if isinstance(function, FunctionType) and function not in seen:
+            seen.add(function)
+            names = function.__code__.co_names
+            if any("torch_function" in name or "function_mode" in name for name in names):
+                return True
+            found = [value for name in names for value in (getattr(cls, name, None), function.__globals__.get(name))]
+            found.append(getattr(function, "__wrapped__", None))
+            waiting += [other for other in found if getattr(other, "__module__", None) == function.__module__]
     return False
 
 
@@ -161,7 +161,7 @@ class WithOwnBackward(Watched):
     @is_forward
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         given = next(floating((*args, *kwargs.values())), None)
-        runs = self.installation.on and self.__self__.training and not torch.compiler.is_compiling()
+        runs = self.installation.on and self.instance().training and not torch.compiler.is_compiling()
         without = runs and given is not None and given.dtype == torch.float32
         with torch.autocast(given.device.type, enabled=False) if without else NOTHING:  # type: ignore[union-attr]
             return super().__call__(*args, **kwargs)

@@ -30,6 +30,5 @@ def guard(model: nn.Module, installation: Callable[[str], Installation]) -> None
         if KEPT in vars(module):
             installation("bitsandbytes.linear4bit").rebind(module)
     # Also over a forward that somebody has set on an instance since the model was registered.
-    take_in = functools.partial(boundary.take_in, again=True)
-    for name, register in (("peft.tuners", tuners.take_in), (boundary.NAME, take_in)):
-        safely(register, model, installation(name))
+    safely(tuners.take_in, model, installation("peft.tuners"))
+    safely(functools.partial(boundary.take_in, again=True), model, installation(boundary.NAME))

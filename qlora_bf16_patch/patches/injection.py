@@ -10,14 +10,14 @@ import torch
 
 from ..engine.installation import Installation
 from ..hosts.bitsandbytes import is_kbit_model
-from ..hosts.peft import is_kbit_tuner
+from ..hosts.peft import is_kbit_tuner, is_prompt_learning
 from ..numerics import training
 
-TakeIn = Callable[[torch.nn.Module, Installation], None]
+TakeIn = Callable[[torch.nn.Module, Installation], Any]
 
 
 def after_injection(original: Any, installation: Installation, take_in: TakeIn) -> Callable[..., Any]:
-    """A wrapper of ``inject_adapter``.
+    """A wrapper of ``BaseTuner.inject_adapter``, and of ``PeftModel.add_adapter`` for the methods that inject none.
 
     Args:
         original: upstream's.
@@ -29,12 +29,15 @@ def after_injection(original: Any, installation: Installation, take_in: TakeIn) 
         safely(take_in, known, installation)
 
     @functools.wraps(original)
-    def inject_adapter(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, model, *args, **kwargs)
-        safely(take_in, model, installation)
+    def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if original.__name__ == "inject_adapter":
+            safely(take_in, args[0] if args else kwargs["model"], installation)
+        elif is_prompt_learning(self):
+            safely(take_in, self, installation)
         return result
 
-    return inject_adapter
+    return patched
 
 
 def safely(take_in: TakeIn, model: torch.nn.Module, installation: Installation) -> None:

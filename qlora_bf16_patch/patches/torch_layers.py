@@ -45,9 +45,11 @@ class Weighted(Watched):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        cls: Any = type(self.__self__)
-        self.how, self.upstream = kind(cls) or "product", cls.forward
-        self.is_torchs = getattr(cls.forward, "__globals__", {}).get("__name__", "").startswith("torch.nn.modules.")
+        cls: Any = type(self.instance())
+        self.how = kind(cls) or "product"
+        # None where another party has put its own in the place of torch's.
+        is_torchs = getattr(cls.forward, "__globals__", {}).get("__name__", "").startswith("torch.nn.modules.")
+        self.upstream = cls.forward if is_torchs else None
 
     @is_forward
     def __call__(self, /, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -63,7 +65,6 @@ class Weighted(Watched):
             or not isinstance(input, torch.Tensor)
             or input.dtype is weight.dtype
             or not self.installation.on
-            or not self.is_torchs
             or self.below is not None
             or type(module).forward is not self.upstream
             or _is_taken(self.how, input, weight)
@@ -115,10 +116,11 @@ class Embedding(Watched):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         ids = args[0] if args else kwargs.get("input")
         if self.installation.on and isinstance(ids, torch.Tensor) and ids.is_floating_point():
+            where = f"{self.path or 'the model'} ({type(self.instance()).__name__})"
             raise TypeError(
-                f"{self.path or 'the model'} ({type(self.__self__).__name__}) was given {ids.dtype} token ids of shape "
-                f"{tuple(ids.shape)}. Somebody cast input_ids along with the activations, and bfloat16 rounds whole "
-                "numbers above 256. Leave input_ids integers; qlora_bf16_patch makes casts of the inputs needless."
+                f"{where} was given {ids.dtype} token ids of shape {tuple(ids.shape)}. Somebody cast "
+                "input_ids along with the activations, and bfloat16 rounds whole numbers above 256. Leave input_ids "
+                "integers; qlora_bf16_patch makes casts of the inputs needless."
             )
         return super().__call__(*args, **kwargs)
 

@@ -184,8 +184,8 @@ def record_of(patch: Installation) -> Record:
 def computed(patch: Installation, module: torch.nn.Module, operand: str, given: torch.dtype, to: torch.dtype) -> None:
     """A cast that a layer's patch makes where torch would not have raised: so that the layer computes as it trained."""
     if given is not to:
-        path = _path(module)
-        _publish(module, Cast(path, type(module).__name__, "forward", operand, given, to, patch.name, needed=False))
+        what = "forward", operand, given, to, patch.name
+        _publish(module, Cast(_path(module), type(module).__name__, *what, needed=False))
 
 
 def _path(module: torch.nn.Module) -> str:

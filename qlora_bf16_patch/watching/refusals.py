@@ -83,11 +83,6 @@ def why_it_stays(error: Exception) -> str:
     )
 
 
-def add_note(error: Exception, text: str) -> None:
-    if hasattr(error, "add_note"):  # pragma: no branch: Python 3.11 has it first
-        error.add_note(text)
-
-
 def is_torchs_or_ours(frame: FrameType) -> bool:
     """Whether a frame runs code of torch, or of this package."""
     name: str = frame.f_globals.get("__name__", "")

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..engine.binding import unbind
 from ..engine.installation import Installation
 from ..numerics.autocast import NOTHING
 from ..numerics.checkpoints import rerun_within
@@ -27,7 +28,7 @@ from .again import hindrance, memory
 from .events import record_of
 from .handlers import is_handled
 from .kinds import Kind, kind_of
-from .refusals import HINDRANCE, add_note, is_of_dtypes, is_torchs_or_ours, refusal, why_it_stays
+from .refusals import HINDRANCE, is_of_dtypes, is_torchs_or_ours, refusal, why_it_stays
 from .running import has_compiled_parts, here
 from .watched import Watched, parts_of, see_training
 
@@ -45,7 +46,8 @@ class Watch:
         installation: of the patch that casts.
         passes: whether a module's operations are left to torch, with all that it holds: k-bit layers and their adapters
             have patches of their own.
-        register: called with a model and its path before it is looked at: modules may have been put in since.
+        register: called with a model, its path and whether it is looked at. It gives the modules their forwards, since
+            some may have been put in, and returns those that lose theirs after the call.
         handlers: functions that a quantizer's tensors need handled.
     """
 
@@ -53,7 +55,7 @@ class Watch:
         self,
         installation: Installation,
         passes: Callable[[torch.nn.Module], bool],
-        register: Callable[..., None],
+        register: Callable[..., list[torch.nn.Module]],
         handlers: Handlers,
     ) -> None:
         self.record = record_of(installation)
@@ -83,24 +85,34 @@ class Watch:
 
     def call(self, entry: Watched, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a model, or of a stack of layers, in a thread where no watched one is running."""
-        root = entry.__self__
+        root = entry.instance()
         see_training(root, args, kwargs)
         kind = (*kind_of(root, args, kwargs), *parts_of(root))
         known = self._known.setdefault(root, {})
-        looks = not known.get(kind) and not has_compiled_parts(root)
-        if not known.get(kind):
-            self._register(root, path=entry.path)
-        looks = looks or torch._C._is_tracing()  # torch.jit's tracer cannot run a forward again
-        with self._during(entry, kind, looks):
-            result = entry(*args, **kwargs)
+        # torch.jit's tracer cannot run a forward again.
+        looks = torch._C._is_tracing() or not (known.get(kind) or has_compiled_parts(root))
+        others = [] if known.get(kind) else self._register(root, path=entry.path, looks=True)
+        try:
+            with self._during(entry, kind, looks):
+                result = entry(*args, **kwargs)
+        finally:
+            for module in others if looks else ():
+                self._release(module)
         if (looks or kind in entry.kinds) and isinstance(result, (types.GeneratorType, types.CoroutineType)):
             steps = self._steps(entry, kind, result)
             return steps if isinstance(result, types.GeneratorType) else _awaited(steps)
         return result
 
+    def _release(self, module: torch.nn.Module) -> None:
+        """A module in which nothing was cast carries nothing. (Another thread that looks marks what is around it.)"""
+        forward = self._installation.bound.get(module)
+        if isinstance(forward, Watched) and not (forward.kinds or forward.answered):
+            unbind(self._installation, module)
+            self._installation.unbound.pop(module, None)
+
     @contextlib.contextmanager
     def _during(self, entry: Watched, kind: Kind, looks: bool) -> Iterator[None]:
-        root = entry.__self__
+        root = entry.instance()
         known = self._known[root]
         here.kind, here.root, here.gradients = kind, root, torch.is_grad_enabled()
         try:
@@ -109,7 +121,8 @@ class Watch:
         except BaseException as error:
             if isinstance(error, ERRORS) and is_of_dtypes(error):
                 known.pop(kind, None)
-                add_note(error, f"{self._installation.name}: {refusal(error, root)}{why_it_stays(error)}")
+                if hasattr(error, "add_note"):  # pragma: no branch: Python 3.11 has it first
+                    error.add_note(f"{self._installation.name}: {refusal(error, root)}{why_it_stays(error)}")
             else:  # a program that leaves its forwards by an exception, each time, has its kinds of call, too
                 known[kind] = kind in known
             raise
@@ -154,7 +167,7 @@ class Watch:
             return False
         if is_handled(error, _frames_of_the_program()):
             return False
-        error.__dict__[HINDRANCE] = hindered = hindrance(forward.__self__, args, kwargs, self._passes)
+        error.__dict__[HINDRANCE] = hindered = hindrance(forward.instance(), args, kwargs, self._passes)
         return hindered is None
 
     def run_again(self, forward: Watched, failed: Exception, args: Any, kwargs: Any) -> Any:
@@ -162,7 +175,7 @@ class Watch:
         before, here.answers = here.answers, forward if forward in here.readers else here.answers
         try:
             with self.mode(forward, marks=True) as mode:
-                mode.untouchable = memory(forward.__self__, args, kwargs, self._passes)
+                mode.untouchable = memory(forward.instance(), args, kwargs, self._passes)
                 return forward.original(*args, **kwargs)
         except Written:
             failed.__dict__[HINDRANCE] = "it has written to a tensor that it was given, or that it holds"
@@ -242,7 +255,7 @@ class Watch:
         (innermost, forward), kind = found, kind or here.kind
         if innermost is None:
             return True
-        if not self._may_cast(innermost, func, operand, given, to, kind):
+        if not self.tell(innermost, func, operand, given, to, kind):
             return False
         if marks and forward is not None:
             forward.kinds |= {here.kind}
@@ -254,15 +267,18 @@ class Watch:
             return self._asked(None, False, None, func, operand, given, to)
         return self.record.tell(None, func, operand, given, to)
 
-    def tell(self, module: Any, operation: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
-        """Record a cast that a module's own forward makes.
+    def tell(
+        self, module: Any, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, kind: Kind | None = None
+    ) -> bool:
+        """Record a cast that is about to be made, by the mode or by a module's own forward.
 
         Args:
-            module: the innermost one around it; None where Dynamo traces, and finds out.
+            module: the innermost one around it.
             operation: torch's function, or its name.
             operand: which of its operands is cast.
             given: its dtype.
             to: the dtype that it is cast to.
+            kind: of the call.
 
         Returns:
             Whether it may be made: not where the program handles torch's error itself.
@@ -270,14 +286,7 @@ class Watch:
         Raises:
             CastRefused: in strict mode.
         """
-        if torch.compiler.is_compiling():
-            return self.record.tell(module, operation, operand, given, to)
-        return self._may_cast(module, operation, operand, given, to, here.kind)
-
-    def _may_cast(
-        self, module: Any, operation: Any, operand: str, given: torch.dtype, to: torch.dtype, kind: Any
-    ) -> bool:
-        if self.record.is_new(module, operation, operand, given, to):
+        if not torch.compiler.is_compiling() and self.record.is_new(module, operation, operand, given, to):
             if is_handled(refusal_at_hand(), _frames_of_the_program()):
                 return False
         return self.record.tell(module, operation, operand, given, to, kind)

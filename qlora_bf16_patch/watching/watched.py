@@ -11,7 +11,7 @@ import torch
 from ..engine.installation import Bound, Installation
 from ..numerics import training
 from ..numerics.autocast import NOTHING
-from ..numerics.dtypes import autocast_is_on
+from ..numerics.dtypes import autocast_is_on, floating
 from ..numerics.mode import ERRORS, is_on, off
 from ..numerics.places import is_forward
 from .kinds import Kind, first_tensor
@@ -69,7 +69,7 @@ class Watched(Bound):
     def compiled(self, /, *args: Any, **kwargs: Any) -> Any:
         """The call while Dynamo traces it."""
         if self.is_entry and self.installation.on:
-            see_training(self.__self__, args, kwargs)
+            see_training(self.instance(), args, kwargs)
         with self.watch.while_compiling() if self.installation.on else NOTHING:
             return self.original(*args, **kwargs)
 
@@ -92,9 +92,9 @@ class AsksForModes(Watched):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not is_on():
             return super().__call__(*args, **kwargs)
-        tensors = (*args, *kwargs.values(), *self.__self__.parameters(), *self.__self__.buffers())
-        floating = (value.dtype for value in tensors if isinstance(value, torch.Tensor) and value.is_floating_point())
-        if len({*floating}) > 1:
+        module = self.instance()
+        held = (*args, *kwargs.values(), *module.parameters(), *module.buffers())
+        if len({tensor.dtype for tensor in floating(held)}) > 1:
             self.kinds |= {here.kind}
             return super().__call__(*args, **kwargs)
         with off():
