@@ -8,9 +8,10 @@ it loads without this package, and the loaded object is not bound.
 from __future__ import annotations
 
 import copy
+import functools
 import types
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from .wrapping import LOCK, current, is_ours, reaches, upstream
@@ -23,7 +24,14 @@ KEPT = "_old_forward"
 FORWARDS = (KEPT, "forward")
 
 
-class Bound:
+class _Attributes:
+    pass
+
+
+_attributes: Any = vars(_Attributes)["__dict__"]  # a Bound's own, see there
+
+
+class Bound(_Attributes):
     """The forward of one object. A subclass has a ``__call__`` that calls :meth:`original`.
 
     Args:
@@ -38,9 +46,11 @@ class Bound:
     """
 
     # inspect.getsourcefile, which torch.jit.script calls, takes what isinstance calls a function, a method or a frame.
-    # Not a function or a method: cloudpickle would save it by value, and accelerate would call its `__func__`.
+    # Not a function: cloudpickle would save it by value. Nor a method: inspect would take the source of `__func__`.
     __class__ = property(lambda self: types.FrameType)
     f_code = property(lambda self: self.__wrapped__.__code__)
+    # functools.wraps copies what is in it (accelerate's hooks, over `forward`): a model is not to hold our objects.
+    __dict__ = property(lambda self: {})
 
     def __init__(self, installation: Installation, instance: Any) -> None:
         self.installation = installation
@@ -55,22 +65,34 @@ class Bound:
 
     def put_over(self, shadowed: Any) -> None:
         """Remember what this one shadows on the object; None for the class' own forward."""
-        cls: Any = type(self.instance())
+        instance = self.instance
+        cls: Any = type(instance())
         own = current(cls, "forward")
-        takes_no_object = isinstance(own, (staticmethod, classmethod)) or not hasattr(type(own), "__get__")
-        self.shadowed = shadowed
-        self.below = cls.forward if shadowed is None and takes_no_object else shadowed
+        self.shadowed = self.below = shadowed
+        self.__module__, self.__doc__ = getattr(own, "__module__", ""), getattr(own, "__doc__", "")  # as a method's
+        if shadowed is None and type(own) is not types.FunctionType and not hasattr(own, "__code__"):
+            # A static method, an object that can be called, a descriptor: as Python finds it on the object.
+            bound = getattr(type(own), "__get__", lambda own, *_: own)
+            self.below = lambda *args, **kwargs: bound(own, instance(), cls)(*args, **kwargs)
 
     @property
     def __wrapped__(self) -> Any:
         """What this one stands for: ``inspect.signature`` and torch.jit.script look here."""
         instance = self.instance()
-        own = current(type(instance), "forward")
-        return own.__get__(instance, type(instance)) if self.below is None else self.below
+        return self.shadowed or current(type(instance), "forward").__get__(instance, type(instance))
+
+    @property
+    def __func__(self) -> Any:
+        """As a method has it: accelerate makes another method of it (``prepare_model``)."""
+
+        def forward(instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+            call: Any = self if instance is self.instance() else type(instance).forward.__get__(instance)
+            return call(*args, **kwargs)
+
+        return functools.update_wrapper(forward, self.__wrapped__)
 
     def __getattr__(self, name: str) -> Any:
-        # Not `__func__`: accelerate would call the class' own function instead of this (prepare_model).
-        if name in ("__func__", "__wrapped__") or "instance" not in self.__dict__:
+        if name in ("__wrapped__", "__func__", "instance", "shadowed"):
             raise AttributeError(name)
         return getattr(self.__wrapped__, name)
 
@@ -81,14 +103,15 @@ class Bound:
     def moved_to(self, instance: Any, shadowed: Any) -> Bound:
         """The same for another object."""
         other: Bound = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, instance=weakref.ref(instance))
+        _attributes.__set__(other, {**_attributes.__get__(self), "instance": weakref.ref(instance)})
         other.put_over(shadowed)
         with LOCK:
             self.installation.bound[instance] = other
         return other
 
     def __reduce__(self) -> Any:
-        return getattr, (self.instance(), "forward")
+        # By functions that every Python has.
+        return (getattr, (self.instance(), "forward")) if self.shadowed is None else (max, ((self.shadowed,),))
 
 
 class Function(Bound):
@@ -127,32 +150,38 @@ def bind(bound: Bound, again: bool = False) -> None:
     installation, instance = bound.installation, bound.instance()
     with LOCK:
         _adopt(instance)
-        earlier = installation.bound.get(instance)
         installation.unbound.pop(instance, None)
-        for holder, name, found in _places(instance):
-            if found.installation.name == installation.name:
-                if found.installation is not installation or type(found) is not type(bound) or type(bound) is Function:
-                    bound.put_over(found.shadowed)
-                    _put(holder, name, bound)
-                    installation.bound[instance] = bound
-                return
-        if earlier is not None and not again:  # beneath another party's wrapper
-            return
         attribute = next((name for name in FORWARDS if name in vars(instance)), "forward")
-        bound.put_over(vars(instance).get(attribute))
+        over, found = None, vars(instance).get(attribute)
+        while _is_of(found, instance) and found.installation.name != installation.name:
+            over, found = found, found.shadowed
+        if _is_of(found, instance):
+            if found.installation is installation and type(found) is type(bound) is not Function:
+                return
+            bound.put_over(found.shadowed)
+        elif instance in installation.bound and not again:  # beneath another party's wrapper
+            return
+        else:
+            over = None
+            bound.put_over(vars(instance).get(attribute))
         installation.bound[instance] = bound
-        vars(instance)[attribute] = bound
+        if over is None:
+            vars(instance)[attribute] = bound
+        else:
+            over.put_over(bound)
 
 
 def unbind(installation: Installation, instance: Any) -> bool:
-    """Take an installation's forward out again, unless another party's wrapper stands over it."""
+    """Take an installation's forward out again, if it is on top; otherwise it stays, beneath another one."""
+    own = vars(instance)
     with LOCK:
-        for holder, name, found in _places(instance):
-            if found.installation is installation:
-                below = found.shadowed
-                if below is None and name == KEPT:  # whoever moved it calls it
+        for attribute in FORWARDS:
+            if own.get(attribute) is installation.bound[instance]:
+                below = own.pop(attribute).shadowed
+                if below is None and attribute == KEPT:  # whoever moved it calls it
                     below = types.MethodType(current(type(instance), "forward"), instance)
-                _put(holder, name, below)
+                if below is not None:
+                    own[attribute] = below
                 installation.unbound[instance] = installation.bound.pop(instance)
                 return True
         return False
@@ -170,26 +199,9 @@ def rebind(installation: Installation, instance: Any) -> bool:
         return True
 
 
-def _places(instance: Any) -> Iterator[tuple[Any, str, Bound]]:
-    """Where this object holds our forwards, the topmost first: in its ``__dict__``, or beneath another one of ours."""
-    for attribute in FORWARDS:
-        holder, name = vars(instance), attribute
-        while isinstance(found := _held(holder, name), Bound) and found.instance() is instance:
-            yield holder, name, found
-            holder, name = found, "shadowed"
-
-
-def _held(holder: Any, name: str) -> Any:
-    return holder.shadowed if isinstance(holder, Bound) else holder.get(name)
-
-
-def _put(holder: Any, name: str, value: Any) -> None:
-    if isinstance(holder, Bound):
-        holder.put_over(value)
-    elif value is None:
-        holder.pop(name, None)
-    else:
-        holder[name] = value
+def _is_of(found: Any, instance: Any) -> bool:
+    """Whether it is a forward of ours for the object; it may hold another one's."""
+    return isinstance(found, Bound) and found.instance() is instance
 
 
 def _adopt(instance: Any) -> None:

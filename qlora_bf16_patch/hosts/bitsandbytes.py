@@ -10,7 +10,7 @@ import torch
 from packaging.version import Version
 
 from ..numerics.compiling import source_of
-from ..numerics.dtypes import HALF
+from ..numerics.dtypes import HALF, SOURCE
 from ..numerics.overlay import overlay
 from .as_written import note_written
 
@@ -52,10 +52,6 @@ def is_kbit_weight(value: Any) -> bool:
 def _classes(*names: str) -> tuple[type, ...]:
     library: Any = sys.modules.get("bitsandbytes.nn")
     return tuple(cls for name in names if (cls := getattr(library, name, None)) is not None)
-
-
-# On integers that activations were cast to: those, and what to call where they are taken instead.
-SOURCE = "_qlora_bf16_patch_source"
 
 
 def activations(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .bitsandbytes import SOURCE, is_kbit_weight
+from .bitsandbytes import is_kbit_weight
 
 _T: Any = torch.Tensor
 _CLAMPS = (torch.clamp, torch.clamp_, torch.Tensor.clamp, torch.Tensor.clamp_)
@@ -27,8 +27,7 @@ class PackedWeights:
         asked: told what is handled: the operation, the operand, the dtype that it has, the one that it is taken for. It
             says no inside of k-bit layers, which know what they hold.
         answered: asked, before that, at each read of a packed weight's dtype.
-        source_kept: asked where floating activations are cast to integers: what to call where a quantized layer is
-            given those and takes their source, with both dtypes; None where that is not to be.
+        source_kept: called with the integers that floating activations were cast to, and those.
 
     Attributes:
         handlers: by torch's function, each a ``handler(mode, func, args, kwargs)``.
@@ -38,7 +37,7 @@ class PackedWeights:
         self,
         asked: Callable[[Any, str, torch.dtype, torch.dtype], bool],
         answered: Callable[[], bool],
-        source_kept: Callable[[], Any] = lambda: None,
+        source_kept: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
     ) -> None:
         self._asked, self._answered, self._source_kept = asked, answered, source_kept
         self._data: list[tuple[torch.Tensor, Any]] = []  # what `weight.data` of a packed weight has given
@@ -69,9 +68,7 @@ class PackedWeights:
                 return args[0].to(answer)
         result = func(*args, **kwargs)
         if args[0].is_floating_point() and isinstance(result, torch.Tensor) and not result.is_floating_point():
-            taken = self._source_kept()
-            if taken is not None:
-                result.__dict__[SOURCE] = args[0], taken
+            self._source_kept(result, args[0])
         return result
 
     def _answer(self, weight: Any, dtype: torch.dtype) -> torch.dtype:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 HALF = (torch.bfloat16, torch.float16)
+# On integers that activations were cast to, for one call: those, and what to call where they are taken instead.
+SOURCE = "_qlora_bf16_patch_source"
 
 
 def floating(values: Iterable[Any]) -> Iterator[torch.Tensor]:

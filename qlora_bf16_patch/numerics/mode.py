@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,15 +28,6 @@ _OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")  # may nam
 ERRORS = (RuntimeError, TypeError, ValueError)
 _CASTS = (torch.Tensor.to, torch.Tensor.type, torch.Tensor.type_as)
 _REFUSED = "_qlora_bf16_patch_refused"
-
-
-class _Thread(threading.local):
-    """What torch says of the operation that is about to be cast in this thread."""
-
-    error: Exception | None = None
-
-
-_thread = _Thread()
 
 
 class Written(BaseException):
@@ -92,11 +83,7 @@ class CastOnMismatch(TorchFunctionMode):
             is_setter = getattr(func, "__name__", "") == "__set__"  # of `.data`, `.grad`: their dtype is a wish
             if is_setter or kwargs.get("out") is not None:
                 raise
-            _thread.error = error
-            try:
-                return self._again(error, func, args, kwargs)
-            finally:
-                _thread.error = None
+            return self._again(error, func, args, kwargs)
 
     def may_cast(self, func: Any, operand: str, given: torch.dtype, to: torch.dtype) -> bool:
         """Called where an operand is about to be cast."""
@@ -190,9 +177,12 @@ def is_on() -> bool:
     return any(isinstance(mode, CastOnMismatch) for mode in stack)
 
 
-def refusal_at_hand() -> Exception:
+def refusal_at_hand() -> BaseException:
     """Torch's error about the operation that is about to be cast; one like it, where it was not tried first."""
-    return _thread.error or RuntimeError("expected operands to have the same dtype, but got: float != c10::BFloat16")
+    error = sys.exc_info()[1]
+    if error is not None and _REFUSED in error.__dict__:
+        return error
+    return RuntimeError("expected operands to have the same dtype, but got: float != c10::BFloat16")
 
 
 def refused(error: Exception) -> tuple[Any, list[torch.dtype]] | None:

@@ -7,14 +7,8 @@ from typing import Any
 from ..engine.patch import Patch
 from .versions import gate
 
-_BNB: dict[str, Any] = {
-    "module": "bitsandbytes.nn.modules",
-    **gate("bitsandbytes"),
-}
-_LORA: dict[str, Any] = {
-    "module": "peft.tuners.lora.bnb",
-    **gate("peft"),
-}
+_BNB: dict[str, Any] = {"module": "bitsandbytes.nn.modules", **gate("bitsandbytes")}
+_LORA: dict[str, Any] = {"module": "peft.tuners.lora.bnb", **gate("peft")}
 # Not peft.tuners.lora.bnb: that is imported inside the first injection, too late to see it.
 _INJECTION: dict[str, Any] = {
     "module": "peft.tuners.tuners_utils",
@@ -23,20 +17,12 @@ _INJECTION: dict[str, Any] = {
 }
 
 
-def _here(function: str) -> str:
-    return f"{__name__}.{function}"
-
-
-def _defect(function: str) -> str:
-    return f"qlora_bf16_patch.defects.{function}"
-
-
 CATALOGUE: tuple[Patch, ...] = (
     Patch(
         name="bitsandbytes.linear4bit",
         attribute="Linear4bit.forward",
-        load=_here("linear4bit:forward"),
-        promises=_defect("layers:linear4bit"),
+        load="qlora_bf16_patch.patches.linear4bit:forward",
+        promises="qlora_bf16_patch.defects.layers:linear4bit",
         summary="4-bit layers compute in their configured dtype, give back the input's, and never write to the bias",
         reports=("bitsandbytes-foundation/bitsandbytes#1623",),
         pull_requests=("bitsandbytes-foundation/bitsandbytes#1623", "bitsandbytes-foundation/bitsandbytes#1662"),
@@ -45,8 +31,8 @@ CATALOGUE: tuple[Patch, ...] = (
     Patch(
         name="bitsandbytes.linear8bit",
         attribute="Linear8bitLt.forward",
-        load=_here("linear8bit:forward"),
-        promises=_defect("layers:linear8bit"),
+        load="qlora_bf16_patch.patches.linear8bit:forward",
+        promises="qlora_bf16_patch.defects.layers:linear8bit",
         summary="8-bit layers give back the input's dtype outside of autocast, and never write to the bias",
         reports=("huggingface/peft#101", "huggingface/peft#874"),
         **_BNB,
@@ -54,8 +40,8 @@ CATALOGUE: tuple[Patch, ...] = (
     Patch(
         name="peft.lora.linear4bit",
         attribute="Linear4bit.forward",
-        load=_here("lora:forward"),
-        promises=_defect("adapters:lora4bit"),
+        load="qlora_bf16_patch.patches.lora:forward",
+        promises="qlora_bf16_patch.defects.adapters:lora4bit",
         summary="LoRA on 4-bit layers evaluates outside of autocast as it trained, and gives back the input's dtype",
         reports=("huggingface/peft#1515", "huggingface/peft#1172"),
         pull_requests=("huggingface/peft#2893",),
@@ -64,8 +50,8 @@ CATALOGUE: tuple[Patch, ...] = (
     Patch(
         name="peft.lora.linear8bit",
         attribute="Linear8bitLt.forward",
-        load=_here("lora:forward"),
-        promises=_defect("adapters:lora8bit"),
+        load="qlora_bf16_patch.patches.lora:forward",
+        promises="qlora_bf16_patch.defects.adapters:lora8bit",
         summary="LoRA on 8-bit layers evaluates outside of autocast as it trained, and gives back the input's dtype",
         reports=("huggingface/peft#101", "huggingface/peft#874"),
         pull_requests=("huggingface/peft#121", "huggingface/peft#874"),
@@ -73,8 +59,8 @@ CATALOGUE: tuple[Patch, ...] = (
     ),
     Patch(
         name="peft.tuners",
-        load=_here("tuners:inject_adapter"),
-        promises=_defect("adapters:tuners"),
+        load="qlora_bf16_patch.patches.tuners:inject_adapter",
+        promises="qlora_bf16_patch.defects.adapters:tuners",
         summary="PEFT's other methods on 4- and 8-bit layers evaluate as they trained, and give back the input's dtype",
         pull_requests=("huggingface/peft#1634", "huggingface/peft#2433"),
         **_INJECTION,
@@ -83,8 +69,8 @@ CATALOGUE: tuple[Patch, ...] = (
         name="peft.boundary",
         module="peft.peft_model",
         attribute=("peft.tuners.tuners_utils:BaseTuner.inject_adapter", "PeftModel.add_adapter"),
-        load=_here("boundary:take_in_after"),
-        promises=_defect("models:boundary"),
+        load="qlora_bf16_patch.patches.boundary:take_in_after",
+        promises="qlora_bf16_patch.defects.models:boundary",
         summary="all else in a k-bit model, attention included, takes operands of different floating dtypes",
         **gate("peft"),
         reports=(
@@ -101,8 +87,8 @@ CATALOGUE: tuple[Patch, ...] = (
         module="transformers.generation.utils",
         # A PEFT model's and a tuner's generate end in the base model's, which is this one.
         attribute="GenerationMixin.generate",
-        load=_here("generate:generate"),
-        promises=_defect("models:generate"),
+        load="qlora_bf16_patch.patches.generate:generate",
+        promises="qlora_bf16_patch.defects.models:generate",
         summary="generate() of a k-bit model runs under autocast in its compute dtype: every operation as in training",
         **gate("transformers"),
         default=False,
@@ -113,8 +99,8 @@ CATALOGUE: tuple[Patch, ...] = (
     Patch(
         name="bitsandbytes.autocast_output",
         attribute=("Linear4bit.forward", "Linear8bitLt.forward"),
-        load=_here("autocast_output:forward"),
-        promises=_defect("outputs:kbit"),
+        load="qlora_bf16_patch.patches.autocast_output:forward",
+        promises="qlora_bf16_patch.defects.outputs:kbit",
         summary="under autocast 4- and 8-bit layers give back autocast's dtype, as nn.Linear does",
         default=False,
         reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336"),
@@ -128,8 +114,8 @@ CATALOGUE: tuple[Patch, ...] = (
     Patch(
         name="peft.lora.autocast_output",
         attribute=("Linear4bit.forward", "Linear8bitLt.forward"),
-        load=_here("autocast_output:forward"),
-        promises=_defect("outputs:lora_layers"),
+        load="qlora_bf16_patch.patches.autocast_output:forward",
+        promises="qlora_bf16_patch.defects.outputs:lora_layers",
         summary="under autocast LoRA on 4- and 8-bit layers gives back autocast's dtype, as nn.Linear does",
         default=False,
         reports=("Dao-AILab/flash-attention#398", "axolotl-ai-cloud/axolotl#336", "unslothai/unsloth#1013"),
@@ -138,8 +124,8 @@ CATALOGUE: tuple[Patch, ...] = (
     ),
     Patch(
         name="peft.tuners.autocast_output",
-        load=_here("autocast_output:inject_adapter"),
-        promises=_defect("outputs:tuners"),
+        load="qlora_bf16_patch.patches.autocast_output:inject_adapter",
+        promises="qlora_bf16_patch.defects.outputs:tuners",
         summary="under autocast PEFT's other methods on 4- and 8-bit layers give back autocast's dtype",
         default=False,
         **_INJECTION,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -131,18 +131,21 @@ def _forward_class(cls: Any) -> type[Watched]:
 
 
 def _asks_for_modes(cls: Any) -> bool:
-    """Whether the code of a class' forward, or of what that calls in its own file, names torch's function modes."""
+    """Whether the code of a class' forward, or code that it calls, names torch's function modes."""
     seen: set[Any] = set()
-    waiting = [cls.forward]
+    waiting = [vars(base).get("forward") for base in cls.__mro__]
     for function in waiting:
         if isinstance(function, FunctionType) and function not in seen:
             seen.add(function)
             names = function.__code__.co_names
             if any("torch_function" in name or "function_mode" in name for name in names):
                 return True
-            found = [value for name in names for value in (getattr(cls, name, None), function.__globals__.get(name))]
-            found.append(getattr(function, "__wrapped__", None))
-            waiting += [other for other in found if getattr(other, "__module__", None) == function.__module__]
+            found = [function.__globals__.get(name) for name in names]
+            found += [vars(module).get(name) for module in found if type(module) is ModuleType for name in names]
+            found += [getattr(cls, name, None) for name in names] + [getattr(function, "__wrapped__", None)]
+            # torch's functions call the mode; its modules take another path.
+            own = [str(getattr(one, "__module__", "")).partition("torch.nn.modules")[0] for one in found]
+            waiting += [one for one, name in zip(found, own, strict=True) if name.partition(".")[0] != "torch"]
     return False
 
 

@@ -86,6 +86,7 @@ class Recurrent(Watched):
         given = getattr(input, "data", input)  # a packed sequence
         if (
             not self.installation.on
+            or self.below is not None
             or weight is None
             or given.dtype == weight.dtype
             or autocast_is_on(given.device.type)
@@ -115,7 +116,7 @@ class Embedding(Watched):
     @is_forward
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         ids = args[0] if args else kwargs.get("input")
-        if self.installation.on and isinstance(ids, torch.Tensor) and ids.is_floating_point():
+        if self.installation.on and self.below is None and isinstance(ids, torch.Tensor) and ids.is_floating_point():
             where = f"{self.path or 'the model'} ({type(self.instance()).__name__})"
             raise TypeError(
                 f"{where} was given {ids.dtype} token ids of shape {tuple(ids.shape)}. Somebody cast "

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules import module as torch_module
 
 from ..numerics.checkpoints import is_inside
 from ..numerics.mode import memory_of
@@ -15,13 +16,12 @@ from ..numerics.mode import memory_of
 _PLAIN = (bool, str, bytes, int, float, complex, slice, type(None), torch.dtype, torch.device, torch.Size)
 _HOLDERS = (list, dict, set, bytearray, collections.deque)
 _OWN = frozenset(vars(torch.nn.Module()))  # torch's own dicts of parameters, modules and hooks
+_HOOKS = [value for name, value in vars(torch_module).items() if name.startswith("_global_forward_")]
+State = list[tuple[Any, Any]]
 
 
 def hindrance(
-    module: torch.nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    passes: Callable[[torch.nn.Module], bool],
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], passes: Callable[[torch.nn.Module], bool]
 ) -> str | None:
     """Why a forward must not run again: its first half may have changed something that no function mode can see.
 
@@ -41,12 +41,38 @@ def hindrance(
     for value in _items((*args, *kwargs.values())):
         if not isinstance(value, (torch.Tensor, *_PLAIN)):
             return f"it was given a {type(value).__name__}, which it may have written to"
+    if any(_HOOKS):
+        return "hooks are registered for all modules"
     for part in _parts(module, passes):
         if part is not module and (part._forward_hooks or part._forward_pre_hooks):
             return f"it calls hooks of a {type(part).__name__}"
-        if any(isinstance(value, _HOLDERS) and value for name, value in vars(part).items() if name not in _OWN):
-            return f"a {type(part).__name__} in it keeps a list or a dict, which it may have written to"
+        if any(hasattr(value, name) for value in vars(part).values() for name in ("__next__", "__array_interface__")):
+            return f"a {type(part).__name__} in it keeps an iterator or an array"
     return None
+
+
+def state_of(module: torch.nn.Module, passes: Callable[[torch.nn.Module], bool]) -> State:
+    """What a module and its parts keep beside tensors and numbers: lists, caches, other objects; each with a copy."""
+    found: State = []
+    for part in _parts(module, passes):
+        own = {name: value for name, value in vars(part).items() if name not in _OWN and type(value) not in _PLAIN}
+        for value in (vars(part), *own.values(), *(getattr(value, "__dict__", None) for value in own.values())):
+            if isinstance(value, _HOLDERS):
+                found.append((value, _copied(value)))
+    return found
+
+
+def unchanged(state: State) -> bool:
+    """Whether all of it still is as it was; numbers aside, which a forward may count with."""
+    return all(_copied(value) == copied for value, copied in state)
+
+
+def _copied(value: Any) -> Any:
+    """Who is in it: an object is told from another by its identity."""
+    if isinstance(value, bytearray):
+        return bytes(value)
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [(name, id(item)) for name, item in items if type(item) not in _PLAIN or isinstance(value, list)]
 
 
 def _parts(module: torch.nn.Module, passes: Callable[[torch.nn.Module], bool]) -> Iterator[torch.nn.Module]:
@@ -57,15 +83,13 @@ def _parts(module: torch.nn.Module, passes: Callable[[torch.nn.Module], bool]) -
 
 
 def memory(
-    module: torch.nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    passes: Callable[[torch.nn.Module], bool],
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], passes: Callable[[torch.nn.Module], bool]
 ) -> frozenset[int]:
     """The memory of the tensors that a forward was given, and of those that the module and its parts hold."""
     tensors = [value for value in _items((*args, *kwargs.values())) if isinstance(value, torch.Tensor)]
     for part in _parts(module, passes):
-        tensors += [value for value in (*part._parameters.values(), *part._buffers.values()) if value is not None]
+        held = (*part._parameters.values(), *part._buffers.values(), *vars(part).values())
+        tensors += [value for value in held if isinstance(value, torch.Tensor)]
     return frozenset(key for tensor in tensors if (key := memory_of(tensor)))
 
 

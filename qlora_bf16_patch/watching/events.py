@@ -192,7 +192,7 @@ def _path(module: torch.nn.Module) -> str:
     """The path that our forward of the module knows, if it has one."""
     own = vars(module)
     forward = own.get("_old_forward", own.get("forward"))
-    return vars(forward).get("path", "") if isinstance(forward, Bound) else ""
+    return getattr(forward, "path", "") if isinstance(forward, Bound) else ""
 
 
 def _publish(module: torch.nn.Module, cast: Cast) -> None:

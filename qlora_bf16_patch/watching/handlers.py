@@ -20,26 +20,27 @@ from typing import Any
 _TRIES = (ast.Try, *filter(None, [getattr(ast, "TryStar", None)]))
 
 
-def is_handled(error: Exception, frames: Iterable[FrameType]) -> bool:
+def is_handled(error: BaseException, frames: Iterable[FrameType]) -> bool:
     """Whether one of the frames has a handler for the error around the statement that it runs."""
-    return any(_handles(frame, error) for frame in frames)
+    return any(_handles(frame, node, error) for frame in frames for node in _around(frame.f_code, frame.f_lineno))
 
 
-def _handles(frame: FrameType, error: Exception) -> bool:
-    namespace = {**vars(builtins), **frame.f_globals}
-    for node in _around(frame.f_code, frame.f_lineno):
-        if isinstance(node, ast.With):
-            calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
-            suppressed = [types for call in calls if ast.unparse(call.func).endswith("suppress") for types in call.args]
-            if any(_catches(types, error, namespace) for types in suppressed):
-                return True
-        elif isinstance(node, _TRIES):
-            for handler in node.handlers:
-                if handler.type is None or _catches(handler.type, error, namespace):
-                    if not _raises(handler.body, {**namespace, **({handler.name: error} if handler.name else {})}):
-                        return True
-                    break
-    return False
+def _handles(frame: FrameType, node: Any, error: BaseException) -> bool:
+    if isinstance(node, ast.With):
+        for item in node.items:
+            call = item.context_expr
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("suppress"):
+                if any(_catches(types, error, frame) for types in call.args):
+                    return True
+        return False
+    handler = next((one for one in node.handlers if one.type is None or _catches(one.type, error, frame)), None)
+    if handler is None:
+        return any(isinstance(statement, ast.Return) for statement in node.finalbody)
+    return not _raises(handler.body, {**_names(frame), **({handler.name: error} if handler.name else {})})
+
+
+def _names(frame: FrameType) -> dict[str, Any]:
+    return {**vars(builtins), **frame.f_globals, **frame.f_locals}
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,10 +81,11 @@ def _value(node: Any, namespace: dict[str, Any]) -> Any:
     raise ValueError
 
 
-def _catches(types: ast.expr, error: Exception, namespace: dict[str, Any]) -> bool:
+def _catches(types: ast.expr, error: BaseException, frame: FrameType) -> bool:
+    """Whether an ``except`` is for the error; if that cannot be said, it is."""
     with contextlib.suppress(Exception):
-        return isinstance(error, _value(types, namespace))
-    return False
+        return isinstance(error, _value(types, _names(frame)))
+    return True
 
 
 def _raises(body: Sequence[ast.stmt], namespace: dict[str, Any]) -> bool:

@@ -20,6 +20,10 @@ class _Here(threading.local):
     readers: frozenset[Any] = frozenset()  # our forwards that have read a dtype which is not what it seems
     answers: Any = None  # the one of them that runs again, in which such a read is answered
 
+    casts: tuple[Any, ...] = ()  # weak references to integers that have an attribute of ours until the call ends
+    unchanged: Any = None  # says whether what runs again has changed nothing yet that it holds
+    failed: Exception | None = None  # what a forward has raised that is to run again
+
 
 here = _Here()
 

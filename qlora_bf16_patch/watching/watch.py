@@ -22,9 +22,10 @@ from ..engine.installation import Installation
 from ..numerics.autocast import NOTHING
 from ..numerics.checkpoints import rerun_within
 from ..numerics.compiling import leave_the_mode_uncompiled, trace_attributes_without_modes
+from ..numerics.dtypes import SOURCE
 from ..numerics.mode import ERRORS, Asked, CastOnMismatch, Written, is_on, refusal_at_hand, refused
 from ..numerics.places import forward_of, frames, module_of
-from .again import hindrance, memory
+from .again import hindrance, memory, state_of, unchanged
 from .events import record_of
 from .handlers import is_handled
 from .kinds import Kind, kind_of
@@ -33,9 +34,9 @@ from .running import has_compiled_parts, here
 from .watched import Watched, parts_of, see_training
 
 # What a quantizer's tensors need handled, made for one run under the mode. The first argument is told where it casts;
-# the second is asked whether a read of a dtype that is not what it seems is answered with another; the third, when
-# activations are cast to integers, gives what to call where a quantized layer is given those.
-Handlers = Callable[[Asked, Callable[[], bool], Callable[[], Any]], Mapping[Any, Callable[..., Any]]]
+# the second is asked whether a read of a dtype that is not what it seems is answered with another; the third
+# is told of activations that are cast to integers.
+Handlers = Callable[[Asked, Callable[[], bool], Callable[..., None]], Mapping[Any, Callable[..., Any]]]
 _MOST = 1000  # kinds that are remembered of a model
 
 
@@ -74,7 +75,7 @@ class Watch:
         if "torch._dynamo" in sys.modules:
             leave_the_mode_uncompiled()
         asked = functools.partial(self._asked, owner, marks, kind)
-        return CastOnMismatch(asked, self._handlers(asked, self._answers, self._source_kept))
+        return CastOnMismatch(asked, self._handlers(asked, self._answers, self._keep_source))
 
     def while_compiling(self) -> contextlib.AbstractContextManager[Any]:  # pragma: no cover: Dynamo traces it
         """The mode, once. Dynamo traces it at no cost at run time, and has no frames to read."""
@@ -86,6 +87,10 @@ class Watch:
     def call(self, entry: Watched, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a model, or of a stack of layers, in a thread where no watched one is running."""
         root = entry.instance()
+        caller = module_of(sys._getframe(2))
+        if caller is not root and type(caller) is type(root):  # a copy that shares the attributes of the original
+            self._register(caller, path=entry.path)
+            return vars(caller)["forward"](*args, **kwargs)
         see_training(root, args, kwargs)
         kind = (*kind_of(root, args, kwargs), *parts_of(root))
         known = self._known.setdefault(root, {})
@@ -131,6 +136,8 @@ class Watch:
                 known.clear()
             known[kind] = True
         finally:
+            for result in filter(lambda cast: cast is not None, [reference() for reference in here.casts]):
+                vars(result).pop(SOURCE, None)
             here.__dict__.clear()
 
     @types.coroutine  # so that it can be awaited as well
@@ -170,21 +177,24 @@ class Watch:
         error.__dict__[HINDRANCE] = hindered = hindrance(forward.instance(), args, kwargs, self._passes)
         return hindered is None
 
-    def run_again(self, forward: Watched, failed: Exception, args: Any, kwargs: Any) -> Any:
+    def run_again(self, forward: Watched, args: Any, kwargs: Any) -> Any:
         """A module's forward, under the mode; as long as nothing is cast it must not write to what it was given."""
+        failed, here.failed = here.failed, None
+        assert failed is not None
         before, here.answers = here.answers, forward if forward in here.readers else here.answers
+        here.unchanged = functools.partial(unchanged, state_of(forward.instance(), self._passes))
         try:
             with self.mode(forward, marks=True) as mode:
                 mode.untouchable = memory(forward.instance(), args, kwargs, self._passes)
                 return forward.original(*args, **kwargs)
         except Written:
-            failed.__dict__[HINDRANCE] = "it has written to a tensor that it was given, or that it holds"
+            failed.__dict__[HINDRANCE] = "it has changed something that it was given, or that it holds"
             raise failed from None
         except ERRORS as error:
             error.__dict__.setdefault(HINDRANCE, None)
             raise
         finally:
-            here.answers = before
+            here.answers, here.unchanged = before, None
             del failed  # its traceback holds this frame
 
     def _answers(self) -> bool:
@@ -198,14 +208,14 @@ class Watch:
             here.readers |= {forward}
         return here.kind in forward.answered or (here.kind is None and bool(forward.answered))
 
-    def _source_kept(self) -> Callable[[torch.dtype, torch.dtype], None] | None:
-        """Activations are cast to integers: what to call where a quantized layer is given those, and takes the source.
+    def _keep_source(self, result: torch.Tensor, source: torch.Tensor) -> None:
+        """Activations are cast to integers. In a module that has read a packed weight's dtype these remember those.
 
-        None where the module has not read a packed weight's dtype.
+        A quantized layer that is given the integers takes the activations.
         """
         innermost, forward = self._around(None) or (None, None)
         if innermost is None or forward is None or forward not in here.readers:
-            return None
+            return
         kind, root = here.kind, here.root
 
         def taken(given: torch.dtype, to: torch.dtype) -> None:
@@ -213,7 +223,8 @@ class Watch:
             forward.kinds |= {kind}
             forward.answered |= {kind}
 
-        return taken
+        vars(result)[SOURCE] = source, taken
+        here.casts = (*here.casts, weakref.ref(result))
 
     def _around(self, owner: Watched | None) -> tuple[Any, Any] | None:
         """The innermost module around what is running, and the innermost of our forwards; None inside of a k-bit layer.
@@ -255,6 +266,9 @@ class Watch:
         (innermost, forward), kind = found, kind or here.kind
         if innermost is None:
             return True
+        if here.unchanged is not None and not here.unchanged():
+            raise Written
+        here.unchanged = None
         if not self.tell(innermost, func, operand, given, to, kind):
             return False
         if marks and forward is not None:

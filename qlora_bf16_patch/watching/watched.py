@@ -60,11 +60,9 @@ class Watched(Bound):
             if not self.watch.may_run_again(self, error, args, kwargs):
                 raise
             traceback.clear_frames(error.__traceback__)  # they keep what the first half has computed
-            failed = error
-        try:
-            return self.watch.run_again(self, failed, args, kwargs)
-        finally:
-            del failed  # its traceback holds this frame
+            # Not a local variable: a look at this frame's would keep the error, and what it holds.
+            here.failed = error
+        return self.watch.run_again(self, args, kwargs)
 
     def compiled(self, /, *args: Any, **kwargs: Any) -> Any:
         """The call while Dynamo traces it."""

@@ -304,9 +304,9 @@ class WithAHook(Gate):
 HINDERED = {
     "a list": (Gate, [1], "it was given a list"),
     "a function": (Gate, len, "it was given a builtin_function_or_method"),
-    "its own list": (KeepsAList, None, "keeps a list or a dict"),
+    "its own list": (KeepsAList, None, "it has changed something"),
     "hooks": (WithAHook, None, "it calls hooks of a Identity"),
-    "a write": (WritesToItsInput, None, "it has written to a tensor"),
+    "a write": (WritesToItsInput, None, "it has changed something"),
 }
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import get_testing_overrides
 
-from ..dtypes import HALF, autocast_is_on, cast, first, floating
+from ..dtypes import cast, floating
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
@@ -20,20 +19,6 @@ Dtypes = tuple[torch.dtype, torch.dtype]
 Tensors = Sequence[torch.Tensor]
 Operands = dict[Any, Any]  # by position or keyword
 Told = tuple[str, torch.dtype, torch.dtype]
-
-
-def operand(args: Args, kwargs: Kwargs, at: int, name: str) -> Any:
-    """The operand that torch's signature has at a position, under a name."""
-    return args[at] if len(args) > at else kwargs.get(name)
-
-
-def found(*names: str) -> Iterator[Any]:
-    """The functions of a name in torch, in its Tensor, in torch.nn.functional and torch.linalg: releases differ."""
-    for name in names:
-        for place in (torch, torch.Tensor, nn.functional, torch.linalg):
-            function = getattr(place, name, None)
-            if callable(function):
-                yield function
 
 
 def name_of(func: Any, at: int | str) -> str:
@@ -48,11 +33,6 @@ def _names(func: Any) -> dict[int, str]:
     signature = get_testing_overrides().get(func)
     names = inspect.signature(signature).parameters if signature else ()
     return {at: {"self": "input", "v": "source"}.get(name, name) for at, name in enumerate(names)}
-
-
-def first_operand(func: Any, operands: Tensors) -> Dtypes:
-    """The first operand's dtype, for operations that write to it."""
-    return operands[0].dtype, operands[0].dtype
 
 
 def widest(func: Any, operands: Tensors) -> Dtypes:
@@ -70,73 +50,12 @@ def widest(func: Any, operands: Tensors) -> Dtypes:
     return dtype, operands[0].dtype
 
 
-def joined(func: Any, operands: Tensors) -> Dtypes:
-    """The widest dtype, for the result as well. Autocast refuses a half precision that is not its own."""
-    dtype, device = widest(func, operands)[0], operands[0].device.type
-    if dtype in HALF and autocast_is_on(device):
-        dtype = torch.get_autocast_dtype(device)
-    return dtype, dtype
-
-
-def activations(func: Any, operands: Tensors) -> Dtypes:
-    """A parameter's dtype, else autocast's or the half precision; and that of the first that is no parameter."""
-    given = first((tensor for tensor in operands if not isinstance(tensor, nn.Parameter)), operands[0]).dtype
-    parameter = first(tensor for tensor in operands if isinstance(tensor, nn.Parameter))
-    if parameter is not None:
-        return parameter.dtype, given
-    if autocast_is_on(operands[0].device.type):
-        return torch.get_autocast_dtype(operands[0].device.type), given
-    return first((half for half in HALF if any(tensor.dtype == half for tensor in operands)), torch.float32), given
-
-
 def to(dtype: torch.dtype, at: int | str, value: Any) -> Any:
     return cast(dtype, value)
 
 
 def never(func: Any, args: Args, kwargs: Kwargs) -> bool:
     return False
-
-
-def mixed(func: Any, args: Args, kwargs: Kwargs) -> bool:
-    """Whether floating operands differ in dtype."""
-    dtypes = [tensor.dtype for tensor in floating((*args, *kwargs.values()))]
-    return any(dtype != dtypes[0] for dtype in dtypes)
-
-
-def mixed_outside_autocast(func: Any, args: Args, kwargs: Kwargs) -> bool:
-    device = device_of(args, kwargs)
-    return device is not None and not autocast_is_on(device) and mixed(func, args, kwargs)
-
-
-def cast_on_gpus(func: Any, args: Args, kwargs: Kwargs) -> bool:
-    """What CUDA's autocast casts by itself, and the CPU's leaves alone (torch 2.13.0, ATen/autocast_mode.h)."""
-    return mixed(func, args, kwargs) and not autocast_is_on_a_gpu(args, kwargs)
-
-
-def promoted_on_gpus(func: Any, args: Args, kwargs: Kwargs) -> bool:
-    """What CUDA's autocast promotes as the CPU's does a join, and the CPU's leaves alone (the same)."""
-    return mixed(func, args, kwargs) and (not autocast_is_on_a_gpu(args, kwargs) or not_autocasts(func, args, kwargs))
-
-
-def autocast_is_on_a_gpu(args: Args, kwargs: Kwargs) -> bool:
-    device = device_of(args, kwargs)
-    return device not in (None, "cpu") and autocast_is_on(device)
-
-
-def device_of(args: Args, kwargs: Kwargs) -> Any:
-    """The type of the device of the first floating operand; None where there is none."""
-    tensor = first(floating((*args, *kwargs.values())))
-    return None if tensor is None else tensor.device.type
-
-
-def not_autocasts(func: Any, args: Args, kwargs: Kwargs) -> bool:
-    """Autocast refuses to join a half precision that is not its own, unless something in float32 stands before it."""
-    tensors = [*floating((*args, *kwargs.values()))]
-    if not tensors or not autocast_is_on(tensors[0].device.type):
-        return False
-    own = torch.get_autocast_dtype(tensors[0].device.type)
-    unusual = (t.dtype for t in tensors if t.dtype in (torch.float32, *HALF) and t.dtype != own)
-    return bool(first(unusual, torch.float32) != torch.float32)
 
 
 @dataclasses.dataclass(frozen=True)
