@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,9 @@ from ..numerics.mode import memory_of
 
 _PLAIN = (bool, str, bytes, int, float, complex, slice, type(None), torch.dtype, torch.device, torch.Size)
 _HOLDERS = (list, dict, set, bytearray, collections.deque)
-_OWN = frozenset(vars(torch.nn.Module()))  # torch's own dicts of parameters, modules and hooks
+_CLOSED = (*_PLAIN, torch.Tensor, torch.nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
+_MOST = 10_000  # objects that are looked at
 _HOOKS = [value for name, value in vars(torch_module).items() if name.startswith("_global_forward_")]
-State = list[tuple[Any, Any]]
 
 
 def hindrance(
@@ -51,28 +52,32 @@ def hindrance(
     return None
 
 
-def state_of(module: torch.nn.Module, passes: Callable[[torch.nn.Module], bool]) -> State:
-    """What a module and its parts keep beside tensors and numbers: lists, caches, other objects; each with a copy."""
-    found: State = []
-    for part in _parts(module, passes):
-        own = {name: value for name, value in vars(part).items() if name not in _OWN and type(value) not in _PLAIN}
-        for value in (vars(part), *own.values(), *(getattr(value, "__dict__", None) for value in own.values())):
-            if isinstance(value, _HOLDERS):
-                found.append((value, _copied(value)))
+def state_of(module: torch.nn.Module, passes: Callable[[torch.nn.Module], bool]) -> list[tuple[Any, Any]]:
+    """What a module and its parts keep: lists, dicts, caches and what these hold, each with a copy."""
+    found: list[tuple[Any, Any]] = []
+    seen: set[int] = set()
+    own = [vars(part) for part in _parts(module, passes)]
+    todo: list[Any] = [*own]
+    while todo and len(seen) < _MOST:
+        value = todo.pop()
+        if id(value) not in seen and not isinstance(value, _CLOSED):
+            seen.add(id(value))
+            holder = value if isinstance(value, _HOLDERS) else getattr(value, "__dict__", ())
+            # A module may count its calls.
+            found.append((holder, _copied(holder, any(holder is one for one in own))))
+            todo += holder.values() if isinstance(holder, dict) else holder
     return found
 
 
-def unchanged(state: State) -> bool:
-    """Whether all of it still is as it was; numbers aside, which a forward may count with."""
-    return all(_copied(value) == copied for value, copied in state)
+def unchanged(state: list[tuple[Any, Any]]) -> bool:
+    """Whether all of it still is as it was."""
+    return all(_copied(holder, copy[0]) == copy for holder, copy in state)
 
 
-def _copied(value: Any) -> Any:
-    """Who is in it: an object is told from another by its identity."""
-    if isinstance(value, bytearray):
-        return bytes(value)
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return [(name, id(item)) for name, item in items if type(item) not in _PLAIN or isinstance(value, list)]
+def _copied(holder: Any, counts: bool) -> list[Any]:
+    """What is in it: an object is told from another by its identity."""
+    items = holder.items() if isinstance(holder, dict) else enumerate(holder)
+    return [counts, *((name, id(item)) for name, item in items if not (counts and isinstance(item, _PLAIN)))]
 
 
 def _parts(module: torch.nn.Module, passes: Callable[[torch.nn.Module], bool]) -> Iterator[torch.nn.Module]:

@@ -23,9 +23,6 @@ _OPERANDS = {"attn_mask": "attention mask"}
 _OPERATIONS = {"__setitem__": "index_put", "__matmul__": "matmul", "__rmatmul__": "matmul"}
 
 
-READ = "dtype"  # the operation's name where a packed weight's dtype is read
-
-
 # Called at each cast with the innermost module around it, for as long as somebody looks (inspection/trace.py).
 Listener = Callable[[torch.nn.Module, "Cast"], None]
 listeners: list[Listener] = []
@@ -80,7 +77,7 @@ class Cast:
 
     def _what(self) -> str:
         if self.operand == "packed weight":
-            if self.operation == READ:
+            if self.operation == "dtype":  # it was read
                 return f"reads a packed weight's dtype, and is told {self.to} instead of its storage, {self.given}"
             if self.given == self.to:
                 return "a frozen packed weight is not clamped in place"

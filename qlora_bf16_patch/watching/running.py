@@ -22,7 +22,7 @@ class _Here(threading.local):
 
     casts: tuple[Any, ...] = ()  # weak references to integers that have an attribute of ours until the call ends
     unchanged: Any = None  # says whether what runs again has changed nothing yet that it holds
-    failed: Exception | None = None  # what a forward has raised that is to run again
+    failed: Any = None  # what a forward has raised that is to run again
 
 
 here = _Here()

@@ -180,7 +180,6 @@ class Watch:
     def run_again(self, forward: Watched, args: Any, kwargs: Any) -> Any:
         """A module's forward, under the mode; as long as nothing is cast it must not write to what it was given."""
         failed, here.failed = here.failed, None
-        assert failed is not None
         before, here.answers = here.answers, forward if forward in here.readers else here.answers
         here.unchanged = functools.partial(unchanged, state_of(forward.instance(), self._passes))
         try:

@@ -1,5 +1,7 @@
 """A program that works never sees the function mode, in its first call either."""
 
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -41,9 +43,29 @@ class Asks(nn.Module):
         return fast(x)
 
 
+class Subclassed(nn.MultiheadAttention):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+class OfASubclass(Attention):
+    def __init__(self):
+        super().__init__()
+        self.attention = Subclassed(64, 4, batch_first=True, dtype=BF16)
+
+
+helpers = types.ModuleType("helpers")
+helpers.fast = types.FunctionType(fast.__code__, {**globals(), "__name__": "helpers"})
+
+
+class AsksByAModule(nn.Module):
+    def forward(self, x, mask, cache=None):
+        return helpers.fast(x)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 @pytest.mark.parametrize("cache", [None, []], ids=["tensors", "a list"])
-@pytest.mark.parametrize("part", [Encoder, Attention, Asks], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("part", [Encoder, Attention, Asks, OfASubclass, AsksByAModule], ids=lambda cls: cls.__name__)
 def test_modules_that_ask_for_a_function_mode_find_none_where_all_dtypes_agree(part, cache):
     torch.manual_seed(0)
     model = lora_model(toy=Alone(part()), bias=False).eval()

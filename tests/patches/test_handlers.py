@@ -122,7 +122,48 @@ class IsBehindATry(Part):
         return self.inner(x)
 
 
+def falls_back(errors):
+    def decorate(function):
+        def called(self, x, cache=None):
+            try:
+                return function(self, x)
+            except errors:
+                return self.own(x)
+
+        return called
+
+    return decorate
+
+
+class HandlesInADecorator(Part):
+    @falls_back((RuntimeError, KeyError))
+    def forward(self, x):
+        return x @ self.gate
+
+
+class HandlesWhatItNames(Part):
+    errors = (RuntimeError,)
+
+    def forward(self, x, cache=None):
+        try:
+            return self.inner(x)
+        except self.errors:
+            return self.own(x)
+
+
+class ReturnsAtLast(Part):
+    def forward(self, x, cache=None):
+        result = self.own(x)
+        try:
+            result = self.inner(x)
+        finally:
+            return result  # noqa: B012
+
+
 HANDLING = [
+    HandlesInADecorator,
+    HandlesWhatItNames,
+    ReturnsAtLast,
     Handles,
     HandlesInAHelper,
     HandlesAll,

@@ -294,6 +294,47 @@ class KeepsAList(Gate):
         return x
 
 
+class Cache:
+    """As transformers' caches: objects in a list of an object."""
+
+    def __init__(self):
+        self.layers = [Layer()]
+
+
+class Layer:
+    keys = None
+
+
+class KeepsACache(Gate):
+    def __init__(self, dtype):
+        super().__init__(dtype)
+        self.cache = Cache()
+
+    def before(self, x, extra):
+        layer = self.cache.layers[0]
+        layer.keys = x.clone() if layer.keys is None else torch.cat([layer.keys, x], dim=-2)
+        return x
+
+
+class KeepsAnIterator(Gate):
+    def __init__(self, dtype):
+        super().__init__(dtype)
+        self.steps = iter(range(100))
+
+    def before(self, x, extra):
+        return x + next(self.steps)
+
+
+class KeepsATensor(Gate):
+    def __init__(self, dtype):
+        super().__init__(dtype)
+        self.mean = torch.zeros(64)
+
+    def before(self, x, extra):
+        self.mean.add_(1)
+        return x
+
+
 class WithAHook(Gate):
     def __init__(self, dtype):
         super().__init__(dtype)
@@ -305,6 +346,9 @@ HINDERED = {
     "a list": (Gate, [1], "it was given a list"),
     "a function": (Gate, len, "it was given a builtin_function_or_method"),
     "its own list": (KeepsAList, None, "it has changed something"),
+    "its own cache": (KeepsACache, None, "it has changed something"),
+    "its own iterator": (KeepsAnIterator, None, "keeps an iterator or an array"),
+    "its own tensor": (KeepsATensor, None, "it has changed something"),
     "hooks": (WithAHook, None, "it calls hooks of a Identity"),
     "a write": (WritesToItsInput, None, "it has changed something"),
 }
@@ -340,6 +384,34 @@ def test_a_later_call_inside_of_a_checkpoint_is_not_run_again_since_random_numbe
     with pytest.raises(RuntimeError, match="same dtype"):
         model(torch.randn(1, 4, 64))
     model(torch.randn(1, 4, 64)).sum().backward()
+
+
+def test_a_late_call_of_the_model_itself_runs_again_though_the_shim_keeps_a_record_on_it():
+    class Itself(Model):
+        def forward(self, x):
+            return self.proj(x) @ self.part.gate
+
+    models = later(Gate, Itself)
+    with torch.no_grad():
+        next(models)(torch.randn(1, 4, 64))
+        assert next(models)(torch.randn(1, 4, 64)).dtype == F32
+
+
+def test_a_late_call_that_runs_again_keeps_nothing_alive():
+    models, kept = later(Gate), []
+    with torch.no_grad():
+        next(models)(torch.randn(1, 4, 64))
+        model = next(models)
+        gc.collect()
+        gc.disable()
+        try:
+            x = torch.randn(1, 4, 64)
+            kept.append(weakref.ref(x))
+            model(x)
+            del x
+            assert kept[0]() is None
+        finally:
+            gc.enable()
 
 
 class Deep(nn.Module):

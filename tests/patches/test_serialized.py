@@ -1,6 +1,7 @@
 """A registered model can be copied and saved as an unpatched one; ``guard`` registers what was loaded."""
 
 import copy
+import functools
 import gc
 import io
 import pickle
@@ -12,11 +13,14 @@ import cloudpickle
 import dill
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model
+from torch import nn
 
 import qlora_bf16_patch
+from toys.layers import linear4bit
 from toys.llama import TOY, llama
-from toys.models import Toy, lora_model
+from toys.models import Model, Toy, lora_model
 
 # transformers and PEFT about each other: checkpointing under a new name.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Merge lora module to 4-bit")
@@ -58,6 +62,83 @@ def test_a_function_that_uses_a_model_can_be_hashed_by_datasets():
     with torch.no_grad():
         model(torch.randn(2, 64))
     assert fingerprint.Hasher.hash(embed) == before
+
+
+def hooked(model):
+    return add_hook_to_module(model, ModelHook())
+
+
+def doubled(model):
+    original = model.forward
+
+    @functools.wraps(original)
+    def forward(x):
+        return original(x) * 2
+
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize("change", [hooked, doubled], ids=lambda change: change.__name__)
+def test_a_model_whose_forward_others_have_wrapped_is_copied_and_saved(change):
+    model, x = lora_model(), torch.randn(2, 64)
+    model(x)
+    change(model.base_model.model)
+    with torch.no_grad():
+        for copied in (copy.deepcopy(model), pickle.loads(cloudpickle.dumps(model))):
+            assert copied(x.to(torch.bfloat16)).shape == (2, 8)
+
+
+class Switches(Toy):
+    """It sets a forward of its own on each object."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward = self.forward_fast
+
+    def forward_fast(self, x):
+        return self.head(self.proj(x)) * 3
+
+
+def test_a_forward_of_the_objects_own_is_saved():
+    model, x = lora_model(toy=Switches()), torch.randn(2, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+def test_a_shallow_copy_of_a_model_runs_on_itself():
+    model, x = lora_model().base_model.model, torch.randn(2, 64)
+    with torch.no_grad():
+        model(x)
+        copied = copy.copy(model)
+        copied._modules = {**model._modules, "head": nn.Linear(64, 3, dtype=torch.bfloat16)}
+        assert copied(x).shape == (2, 3)
+        assert model(x).shape == (2, 8)
+
+
+class Quantizes(nn.Module):
+    """It reads a packed weight's dtype, and casts other values to integers of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = linear4bit()
+
+    def forward(self, x):
+        if self.layer.weight.dtype == torch.float64:
+            x = x + 1
+        return (x * 10).to(torch.long)
+
+
+def test_integers_that_a_model_returns_hold_nothing_of_ours():
+    codes = lora_model(toy=Model(Quantizes()))(torch.randn(2, 64))
+    assert vars(codes) == {}
+
+
+def test_an_embedding_with_a_forward_of_its_own_may_be_given_floats():
+    embedding = nn.Embedding(64, 8)
+    embedding.forward = lambda weights: weights @ embedding.weight
+    model = lora_model(toy=Model(embedding))
+    assert model(torch.randn(2, 64)).shape == (2, 8)
 
 
 SPAWNED = """
