@@ -28,6 +28,8 @@ _OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")  # may nam
 ERRORS = (RuntimeError, TypeError, ValueError)
 _CASTS = (torch.Tensor.to, torch.Tensor.type, torch.Tensor.type_as)
 _REFUSED = "_qlora_bf16_patch_refused"
+# Torch 2.6 and older do not tell.
+_hooks_on_saved_tensors: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 
 
 class Written(BaseException):
@@ -73,7 +75,7 @@ class CastOnMismatch(TorchFunctionMode):
             return self.special[func](self, func, args, kwargs)
         try:
             # Hooks on saved tensors (offloading) would be given those of an operation that torch refuses, too.
-            asks = func in ASKED_FIRST or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            asks = func in ASKED_FIRST or _hooks_on_saved_tensors(True) is not None
             return self._unasked(func, args, kwargs) if asks else func(*args, **kwargs)
         except ERRORS as error:
             if not _OF_DTYPES.search(str(error)):
