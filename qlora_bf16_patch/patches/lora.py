@@ -24,6 +24,7 @@ from ..numerics.autocast import NOTHING, autocast_if_off
 from ..numerics.compiling import trace_attributes_without_modes
 from ..numerics.dtypes import HALF, autocast_is_on
 from ..numerics.mode import CastOnMismatch
+from ..numerics.overlay import overlay
 from ..watching.events import Record, listeners, record_of
 from ..watching.running import here
 from .computed import tell_computed
@@ -55,8 +56,10 @@ def forward(original: Any, installation: Installation) -> Callable[..., Any]:
             return _added_up(self, x, dtype, adapters)
         if is_idle(self):
             return _as_upstream(original, record, self, x, args, kwargs)
+        # What is cast in the region is cast once: PEFT before 0.16 hands a second adapter the first one's cast input.
+        layer = self if dtype in HALF else overlay(self, cast_input_dtype_enabled=False)
         with autocast_if_off(x.device.type, dtype), _as_written(self, x):
-            return original(self, x, *args, **kwargs).to(x.dtype)
+            return original(layer, x, *args, **kwargs).to(x.dtype)
 
     return patched
 

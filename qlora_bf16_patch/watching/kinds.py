@@ -34,9 +34,8 @@ def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor
 
 
 def _shown(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.dtype
-    return value if value is None or value is True or value is False else type(value).__name__
+    shown = value if value is None or value is True or value is False else type(value).__name__
+    return value.dtype if isinstance(value, torch.Tensor) else shown
 
 
 def spoken_kind(kind: Kind | None) -> str:

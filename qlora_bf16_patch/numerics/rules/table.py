@@ -311,5 +311,4 @@ _ANY, _WRITES_IN_PLACE = Rule(), Rule(dtypes=first_operand, in_place=True)
 def rule_of(func: Any) -> Rule:
     """The rule of an operation; whether it works in place its name tells."""
     name = getattr(func, "__name__", "")
-    in_place = name[-1:] == "_" != name[-2:-1] or name[:3] == "__i"
-    return RULES.get(func) or (_WRITES_IN_PLACE if in_place else _ANY)
+    return RULES.get(func) or (_WRITES_IN_PLACE if name[-1:] == "_" != name[-2:-1] or name[:3] == "__i" else _ANY)
