@@ -173,10 +173,10 @@ def bind(bound: Bound, again: bool = False) -> None:
 
 def unbind(installation: Installation, instance: Any) -> bool:
     """Take an installation's forward out again, if it is on top; otherwise it stays, beneath another one."""
-    own = vars(instance)
     with LOCK:
-        for attribute in FORWARDS:
-            if own.get(attribute) is installation.bound[instance]:
+        own, mine = vars(instance), installation.bound.get(instance)  # another thread may have been here
+        for attribute in FORWARDS if mine is not None else ():
+            if own.get(attribute) is mine:
                 below = own.pop(attribute).shadowed
                 if below is None and attribute == KEPT:  # whoever moved it calls it
                     below = types.MethodType(current(type(instance), "forward"), instance)

@@ -18,6 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from qlora_bf16_patch.engine.binding import unbind
 from qlora_bf16_patch.engine.installation import Installation, call_shadowed
 
 
@@ -157,6 +158,13 @@ def test_a_deep_copy_is_restored_without_being_bound_again(patched):
     copied = copy.deepcopy(thing)
     patched.installation.restore()
     assert vars(copied) == {}
+
+
+def test_what_is_not_bound_any_more_can_be_unbound_again(patched):
+    thing = Thing()
+    patched.bind(thing)
+    assert [unbind(patched.installation, thing) for _ in range(2)] == [True, False]
+    assert vars(thing) == {}
 
 
 def test_an_object_is_freed_at_once_where_nobody_uses_it(patched):
